@@ -1,0 +1,27 @@
+package diag
+
+// The codes that Selvage itself finds. A number is never used twice, also after its check is gone.
+const (
+	// UnsupportedField marks a field or a kind that this version reads but does not carry out.
+	UnsupportedField Code = "SEL0001"
+	// InvalidField marks a value that cannot be used: out of range, not parsable, contradicting another.
+	InvalidField Code = "SEL0002"
+	// HostCollision marks two objects that claim one host or address and port; the older one wins.
+	HostCollision Code = "SEL0003"
+	// SourceUnavailable marks a kind of object that the control plane cannot read (RBAC, CRD missing, watch failing).
+	SourceUnavailable Code = "SEL0004"
+	// InvalidMeshConfig marks a mesh configuration that cannot be used; the last good one stays in force.
+	InvalidMeshConfig Code = "SEL0005"
+	// RejectedByProxy marks an object whose configuration a proxy has refused.
+	RejectedByProxy Code = "SEL0006"
+
+	// InvalidAnnotation marks a pod annotation whose value injection cannot use.
+	InvalidAnnotation Code = "SEL0020"
+	// InvalidInjectConfig marks an injector configuration that cannot be used.
+	InvalidInjectConfig Code = "SEL0021"
+
+	// WebhookDrift marks a webhook configuration whose caBundle is not ours.
+	WebhookDrift Code = "SEL0040"
+	// InvalidRoot marks a Secret or file that should hold the mesh's root and does not.
+	InvalidRoot Code = "SEL0041"
+)

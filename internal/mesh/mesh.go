@@ -1,0 +1,176 @@
+// Package mesh is the model between Istio's API and Envoy's: services, workloads, endpoints and policies, resolved, each
+// part with the objects it came from. It knows neither Kubernetes nor Istio nor Envoy, so a generator cannot look behind it.
+//
+// Everything in a Model is immutable once published and shared by pointer between models: a part whose inputs did not
+// change is the same pointer in the next model. Pointer equality therefore means "nothing to do".
+package mesh
+
+import (
+	"net/netip"
+
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+// Model is one immutable state of the mesh.
+type Model struct {
+	Settings *Settings
+	// Outbound is what a proxy of a namespace may call. All namespaces that see the same services share one pointer; today
+	// that is every namespace.
+	Outbound *Outbound
+	// Endpoints has one entry for each service port in Outbound, also when it has no endpoint.
+	Endpoints map[EndpointKey]*EndpointSet
+	// Workloads are the pods, by namespace and name.
+	Workloads map[WorkloadKey]*Workload
+}
+
+// Settings are the mesh-wide values, of the mesh configuration and the root namespace.
+type Settings struct {
+	TrustDomain   string // "cluster.local"
+	RootNamespace string // "istio-system"
+	ClusterDomain string // "cluster.local": the suffix of service hosts
+	// AccessLogFile is the path of the proxies' access log, "" for none.
+	AccessLogFile string
+	// AccessLogFormat is Envoy's format string (text) or a JSON object of such strings; "" for the default text format.
+	AccessLogFormat string
+	AccessLogJSON   bool
+	// BlackHoleUnknown refuses outbound calls to addresses that no service has (outboundTrafficPolicy REGISTRY_ONLY).
+	BlackHoleUnknown bool
+	// ConnectTimeoutMillis is how long an upstream connection may take, in milliseconds.
+	ConnectTimeoutMillis int64
+	Refs                 []ref.Ref
+}
+
+// Host is a fully qualified service name, such as web.shop.svc.cluster.local, in lower case, without a trailing dot.
+type Host string
+
+// Protocol is what a service port says it speaks.
+type Protocol uint8
+
+// The protocols, as the generators tell them apart. A port that does not say is TCP.
+const (
+	TCP   Protocol = iota // opaque bytes; also TLS that the application itself terminates
+	HTTP                  // HTTP/1.1
+	HTTP2                 // HTTP/2 without TLS: also gRPC
+)
+
+// IsHTTP reports whether requests can be told apart and routed.
+func (p Protocol) IsHTTP() bool { return p == HTTP || p == HTTP2 }
+
+// String is Istio's word for the protocol.
+func (p Protocol) String() string { return [...]string{"TCP", "HTTP", "HTTP2"}[p] }
+
+// Outbound is everything that a proxy may call.
+type Outbound struct {
+	Services []*Service // sorted by host
+}
+
+// Service is one host with its ports.
+type Service struct {
+	Host      Host
+	Namespace string
+	Name      string
+	// Addresses are the service's virtual addresses; empty for a headless service.
+	Addresses []netip.Addr
+	// Headless says that clients call the endpoints' own addresses.
+	Headless bool
+	// ExternalName is the DNS name that an ExternalName service stands for, "" for all others.
+	ExternalName Host
+	Ports        []*ServicePort // sorted by number
+	Refs         []ref.Ref
+}
+
+// ServicePort is one port of a service.
+type ServicePort struct {
+	Number   uint32
+	Name     string
+	Protocol Protocol
+	// Identities are the SPIFFE identities that its endpoints may show, sorted; empty while it has none that are known.
+	Identities []string
+}
+
+// EndpointKey names the endpoints of one service port.
+type EndpointKey struct {
+	Host Host
+	Port uint32 // the service port's number
+}
+
+// EndpointSet is the endpoints of one service port, sorted by address and port.
+type EndpointSet struct {
+	Key       EndpointKey
+	Endpoints []Endpoint
+	Refs      []ref.Ref
+}
+
+// Endpoint is one address that answers for a service port.
+type Endpoint struct {
+	Address  netip.Addr
+	Port     uint32
+	Health   Health
+	MTLS     bool   // a sidecar stands before it and takes mutual TLS
+	Identity string // SPIFFE identity, "" when not known
+	Locality Locality
+	Workload WorkloadKey // zero when no pod stands behind the address
+}
+
+// Health says whether new connections should go to an endpoint.
+type Health uint8
+
+// The states of an endpoint; one that is not ready and not draining is not in the model at all.
+const (
+	Healthy  Health = iota
+	Draining        // terminating but still serving: used only when nothing healthy is left
+)
+
+// Locality is where an endpoint or a proxy runs (topology.kubernetes.io/region, /zone, topology.istio.io/subzone).
+type Locality struct{ Region, Zone, Subzone string }
+
+// WorkloadKey names a pod.
+type WorkloadKey struct{ Namespace, Name string }
+
+// Workload is one pod as its own proxy sees it.
+type Workload struct {
+	Key            WorkloadKey
+	ServiceAccount string
+	Addresses      []netip.Addr
+	Locality       Locality
+	// Inbound is what the proxy serves. Replicas with the same services and policies share one pointer.
+	Inbound *Inbound
+}
+
+// Inbound is what a proxy serves for its workload.
+type Inbound struct {
+	// Namespace of the workload.
+	Namespace string
+	Ports     []InboundPort // sorted by number
+	// MTLS is for ports that are not listed in Ports.
+	MTLS Mode
+	Refs []ref.Ref // the policies that decided
+}
+
+// InboundPort is one port that the workload listens on.
+type InboundPort struct {
+	Number   uint32 // the container's port, where the connection arrives
+	Protocol Protocol
+	MTLS     Mode
+	Services []ServiceTarget // the service ports that lead here, sorted; never empty
+	Refs     []ref.Ref
+}
+
+// ServiceTarget is a service port that leads to an inbound port.
+type ServiceTarget struct {
+	Host Host
+	Port uint32
+}
+
+// Mode is how a port takes connections (security.istio.io PeerAuthentication, mtls.mode).
+type Mode uint8
+
+// The modes. Unset is resolved to Permissive during translation and never stands in a Model.
+const (
+	Permissive Mode = iota // mutual TLS and plain text
+	Strict                 // mutual TLS only
+	Disabled               // plain text only
+)
+
+// String is Istio's word for the mode.
+func (m Mode) String() string { return [...]string{"PERMISSIVE", "STRICT", "DISABLE"}[m] }

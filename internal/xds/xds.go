@@ -1,0 +1,32 @@
+// Package xds generates what proxies are sent: clusters, listeners and routes once per view, endpoints once per endpoint set.
+// Each resource is serialized once, carries its version (a hash of its bytes) and the objects that it came from.
+package xds
+
+import (
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+// The type URLs that are served, in the order in which a proxy must be told of new things (make before break).
+const (
+	ClusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	EndpointType = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	RouteType    = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+)
+
+// Resource is one xDS resource, ready to send and immutable.
+type Resource struct {
+	Name    string
+	Version string // hash of Body: equal versions are equal bytes
+	Body    *anypb.Any
+	Refs    []ref.Ref // what it came from, sorted
+}
+
+// Config is what one view is sent, but for endpoints.
+type Config struct {
+	Clusters  []Resource // sorted by name, as are the others
+	Listeners []Resource
+	Routes    []Resource
+}
