@@ -1,0 +1,23 @@
+package pki
+
+// Requests that Go's library no longer makes, made with openssl(1): a key of 1024 bits, and a SHA-1 signature.
+var (
+	weakRSARequest = []byte(`-----BEGIN CERTIFICATE REQUEST-----
+MIIBSzCBtQIBADAMMQowCAYDVQQDDAF4MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCB
+iQKBgQCUhw8/aUiXv0loA+qXvrW+ern3W7O/idbsW3DlEGQB52Ylk53QFDaeLr+1
+oMZ8b+R7H3Oco3midsAAkDG+BcgE6w9tsbj90adwY9/Fzz9DWJ3hFuwled8tjWDi
+WjYVp3H6202Cj7Q3CXSbDH1S2TEs2B6EpESjtqzeLwMFrLSR/QIDAQABoAAwDQYJ
+KoZIhvcNAQELBQADgYEAK9TlKS3Uooo0YbgMvAobHXtpuZ1OyX5EuDcHarwf24jr
+mw4F+jQfdedfMWbxi+3AZtlF8CBwSwYBexsXptLmg/KILsXz+H8iFJgW8ha13PwT
+ek+2F3k10dDAyhdelyLPc/uxw/xE7QpTzAiCwjugHrgL9VRxbkzAwJ6mT9ZQ9uQ=
+-----END CERTIFICATE REQUEST-----
+`)
+	sha1Request = []byte(`-----BEGIN CERTIFICATE REQUEST-----
+MIHFMG4CAQAwDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IA
+BH6srBIr9vxCBAq9vIoi0QCn11FDJFHwZHy8mgsmEEwaDLkTxl8YFn9cgpnzdk4K
+eXK2CbR/1/xlaW2+c2EU7VmgADAJBgcqhkjOPQQBA0gAMEUCIQCeB2yyrYXFW1zl
+rGaUvcTYb7jDQAM19VbycGEs+lm3VgIgMgbg6PsdTMzaZ/GxLLk9FJ8YaSKEk2bu
+JMly5AdtI0c=
+-----END CERTIFICATE REQUEST-----
+`)
+)
