@@ -1,0 +1,158 @@
+// Package lab brings a whole lab up and down: a network of its own, a Kubernetes, at level 2 a node with its container
+// runtime, the mesh and the sample. It is the order of things; the other packages know how each thing is done.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/selvage-mesh/selvage/lab/internal/cluster"
+	"github.com/selvage-mesh/selvage/lab/internal/fault"
+	"github.com/selvage-mesh/selvage/lab/internal/kubeapi"
+	"github.com/selvage-mesh/selvage/lab/internal/netns"
+	"github.com/selvage-mesh/selvage/lab/internal/pki"
+	"github.com/selvage-mesh/selvage/lab/internal/proc"
+	"github.com/selvage-mesh/selvage/lab/internal/progress"
+	"github.com/selvage-mesh/selvage/lab/internal/state"
+)
+
+// The programs of a lab beside those of the control plane, as lab.json names them.
+const (
+	forwardAPI  = "forward"      // publishes the API server
+	forwardMesh = "forward-mesh" // publishes the control plane of the mesh and the sample
+	selvaged    = "selvaged"     // at level 1 only: at level 2 it is a Deployment
+)
+
+// Config says what kind of lab.
+type Config struct {
+	Dir        string
+	Level      Level
+	Revision   string
+	Kubernetes string // a version, "" for the default one
+	Mesh       bool
+	Sample     bool
+	// MachineNetwork keeps a level 1 lab on the machine's loopback even where it could have a network of its own.
+	MachineNetwork bool
+	// Bin is the folder with the product's and the lab's programs, Samples the one with the sample's manifests.
+	Bin, Samples string
+	// Cache is where image archives are kept.
+	Cache    string
+	Progress *progress.Reporter
+}
+
+// Lab is one lab on its way up.
+type Lab struct {
+	Config
+	dir     *state.Dir
+	level   int
+	network string // the name of the network namespace, "" for the machine's own network
+	control cluster.Config
+	api     *kubeapi.Client
+	started map[string]*proc.Running
+}
+
+// program is one to keep running.
+type program struct {
+	name  string
+	path  string
+	args  []string
+	env   []string
+	files []*os.File
+}
+
+// network is that of every lab which has one of its own.
+func network() netns.Network {
+	return netns.Network{Device: "lab", Address: parseIP(cluster.Host), Ranges: ranges(cluster.ServiceRange, cluster.PodRange)}
+}
+
+// ensure starts the program unless it runs, and writes it down.
+func (l *Lab) ensure(p program) error {
+	if id, ok := l.dir.Lab().Identities[p.name]; ok && id.Alive() {
+		return nil
+	}
+	logs := l.dir.File("logs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return fmt.Errorf("start %s: %w", p.name, err)
+	}
+	var r *proc.Running
+	err := netns.Do(l.network, func() (err error) {
+		r, err = proc.Start(proc.Command{
+			Lab: l.dir.Path(), Path: p.path, Args: p.args, Env: p.env, Files: p.files,
+			Log: filepath.Join(logs, p.name+".log"),
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return l.record(p.name, r)
+}
+
+func (l *Lab) record(name string, r *proc.Running) error {
+	l.started[name] = r
+	return l.dir.Update(func(s *state.Lab) {
+		s.Processes[name] = r.PID
+		s.Identities[name] = r.ID
+	})
+}
+
+// await polls check until it says true. It fails when the program ends before, or after limit.
+func (l *Lab) await(ctx context.Context, name string, limit time.Duration, check func(context.Context) (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %v", limit))
+	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	if r := l.started[name]; r != nil {
+		done := make(chan struct{})
+		defer close(done)
+		go func() {
+			select {
+			case <-r.Exited():
+				stop(r.Failure())
+			case <-done:
+			}
+		}()
+	}
+	const interval = 50 * time.Millisecond
+	if err := kubeapi.Poll(ctx, interval, check); err != nil {
+		if errors.Is(err, context.Canceled) {
+			return err
+		}
+		return &fault.Fault{Problem: name + " did not come up", Next: "its log: " + l.shown("logs", name+".log"), Cause: err}
+	}
+	return nil
+}
+
+// shown is a path of the lab's folder as a user at this working directory would write it.
+func (l *Lab) shown(elem ...string) string { return Shown(l.dir.File(elem...)) }
+
+// Shown shortens an absolute path to a relative one where that is shorter.
+func Shown(path string) string {
+	if wd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(wd, path); err == nil && len(rel) < len(path) {
+			return rel
+		}
+	}
+	return path
+}
+
+// binary returns the path of a program in the lab's bin folder.
+func (l *Lab) binary(name string) string { return filepath.Join(l.Bin, name) }
+
+// kube returns the path of the multi-call Kubernetes.
+func (l *Lab) kube() string { return l.binary(kubeName(l.Kubernetes)) }
+
+// kubeName is the file of a Kubernetes version, as lab/build.sh names it.
+func kubeName(version string) string {
+	if version == "" || version == DefaultKubernetes {
+		return "selvage-kube"
+	}
+	return "selvage-kube-" + version
+}
+
+// pki returns the folder of the lab's certificates.
+func (l *Lab) pki() pki.Set { return pki.Set{Dir: l.dir.File("pki")} }

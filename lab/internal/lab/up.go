@@ -1,0 +1,156 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/selvage-mesh/selvage/lab/internal/cluster"
+	"github.com/selvage-mesh/selvage/lab/internal/fault"
+	"github.com/selvage-mesh/selvage/lab/internal/netns"
+	"github.com/selvage-mesh/selvage/lab/internal/proc"
+	"github.com/selvage-mesh/selvage/lab/internal/state"
+)
+
+// DefaultKubernetes is the version built when none is named; lab/build.sh has the same.
+const DefaultKubernetes = "1.37.2"
+
+// Up brings the lab up, or checks and mends the one that is there, and returns when all of it is ready. When it fails, or ctx
+// ends, a lab that it began is ended again; its logs stay.
+func Up(ctx context.Context, cfg Config) (*state.Dir, error) {
+	dir, err := state.Open(cfg.Dir)
+	if err != nil {
+		return nil, &fault.Fault{Problem: "cannot read lab " + cfg.Dir, Cause: err, Next: "selvage down --dir " + cfg.Dir}
+	}
+	if err := prepareDir(dir); err != nil {
+		return nil, err
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+
+	l := &Lab{Config: cfg, dir: dir, started: map[string]*proc.Running{}}
+	fresh, err := l.settle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err = l.up(ctx); err == nil {
+		return dir, dir.Update(func(s *state.Lab) { s.Ready = true })
+	}
+	if ctx.Err() != nil {
+		err = &fault.Fault{Problem: "interrupted", Next: "run it again when you like"}
+	}
+	if fresh {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if e := l.abandon(ctx); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	return nil, err
+}
+
+func (l *Lab) up(ctx context.Context) error {
+	return l.controlPlane(ctx)
+}
+
+// settle decides between a new lab and the one that is there, after ending one that cannot be used.
+func (l *Lab) settle(ctx context.Context) (fresh bool, err error) {
+	was := l.dir.Lab()
+	if l.dir.Exists() && was.Ready && usable(was) {
+		if err := l.same(was); err != nil {
+			return false, err
+		}
+		l.level, l.network = was.Level, was.Namespace
+		return false, nil
+	}
+	if l.dir.Exists() || leftovers(l.dir) {
+		l.Progress.Note("a lab that did not end properly is here: ending it first")
+		if err := end(ctx, l.dir, l.Progress); err != nil {
+			return false, err
+		}
+		if err := removeFiles(l.dir); err != nil {
+			return false, err
+		}
+		if err := prepareDir(l.dir); err != nil {
+			return false, err
+		}
+	}
+	if l.level, err = l.choose(); err != nil {
+		return false, err
+	}
+	host := "127.0.0.1"
+	if l.level == 2 || netns.Possible() && !l.MachineNetwork {
+		l.network, host = l.dir.Name(), cluster.Host
+	}
+	return true, l.dir.Update(func(s *state.Lab) {
+		*s = state.Lab{Addresses: map[string]string{}, Processes: map[string]int{}, Identities: map[string]proc.ID{}}
+		s.Level, s.Namespace, s.Host, s.Revision = l.level, l.network, host, l.Revision
+	})
+}
+
+// usable says whether a lab that was ready can be mended: not after a reboot, which took its network and its data's safety.
+func usable(was state.Lab) bool {
+	api, ok := was.Identities[cluster.Etcd]
+	if !ok {
+		return false
+	}
+	self, err := proc.Identify(os.Getpid())
+	return err == nil && self.Boot == api.Boot && (was.Namespace == "" || netns.Exists(was.Namespace))
+}
+
+// same refuses to turn a running lab into another kind of lab.
+func (l *Lab) same(was state.Lab) error {
+	next := "selvage down --dir " + Shown(l.dir.Path()) + ", or take another --dir"
+	if l.Level != LevelAuto && int(l.Level) != was.Level {
+		return fault.New(next, "a lab of level %d runs in %s, and level %d was asked for", was.Level, Shown(l.dir.Path()), l.Level)
+	}
+	if l.Kubernetes != "" && l.Kubernetes != was.Kubernetes {
+		return fault.New(next, "a lab with Kubernetes %s runs in %s, and %s was asked for", was.Kubernetes, Shown(l.dir.Path()), l.Kubernetes)
+	}
+	l.Kubernetes = was.Kubernetes
+	return nil
+}
+
+// abandon ends what a failed up began. The logs stay for whoever wants to know why.
+func (l *Lab) abandon(ctx context.Context) error {
+	if err := end(ctx, l.dir, l.Progress); err != nil {
+		return err
+	}
+	keep := l.dir.File("logs")
+	tmp := l.dir.Path() + ".logs"
+	kept := os.Rename(keep, tmp) == nil
+	err := removeFiles(l.dir)
+	if kept {
+		err = errors.Join(err, os.MkdirAll(l.dir.Path(), 0o755), os.Rename(tmp, keep))
+	}
+	return err
+}
+
+// prepareDir makes the folder. One with strange things in it is refused: a lab's files are removed by name afterwards.
+func prepareDir(dir *state.Dir) error {
+	shown := Shown(dir.Path())
+	if err := os.MkdirAll(dir.Path(), 0o755); err != nil {
+		return &fault.Fault{Problem: "cannot make folder " + shown, Cause: err, Next: "choose another with --dir"}
+	}
+	probe := filepath.Join(dir.Path(), "lock")
+	f, err := os.OpenFile(probe, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return &fault.Fault{Problem: "cannot write into folder " + shown, Cause: err, Next: "choose another with --dir, or run it with sudo"}
+	}
+	f.Close()
+	var s unix.Statfs_t
+	const want = 2 << 30
+	if err := unix.Statfs(dir.Path(), &s); err == nil && s.Bavail*uint64(s.Bsize) < want {
+		return fault.New("make room, or choose another file system with --dir",
+			"the file system of %s has %d MiB free, and a lab wants 2048", shown, s.Bavail*uint64(s.Bsize)>>20)
+	}
+	return nil
+}
+
