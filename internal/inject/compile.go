@@ -1,0 +1,208 @@
+package inject
+
+import (
+	"fmt"
+	"strings"
+
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+)
+
+// images compiles what is pulled and how.
+func (c *compiler) images() {
+	g := c.settings.Values.Global
+	c.config.pod.image = c.image("values.global.proxy.image", g.Proxy.Image)
+	c.config.initImage = c.config.pod.image
+	if g.ProxyInit.Image != "" {
+		c.config.initImage = c.image("values.global.proxy_init.image", g.ProxyInit.Image)
+	}
+	switch p := corev1.PullPolicy(g.ImagePullPolicy); p {
+	case "", corev1.PullAlways, corev1.PullNever, corev1.PullIfNotPresent:
+		c.config.podPolicy = p
+	default:
+		c.report(diag.Error, "values.global.imagePullPolicy", fmt.Sprintf("it is %q", p), "use Always, IfNotPresent or Never")
+	}
+	for i, name := range g.ImagePullSecrets {
+		if errs := validation.IsDNS1123Subdomain(name); len(errs) > 0 {
+			c.report(diag.Error, indexed("values.global.imagePullSecrets", i), fmt.Sprintf("%q is no name of a Secret", name), "")
+		}
+		c.config.secrets = append(c.config.secrets, corev1.LocalObjectReference{Name: name})
+	}
+}
+
+// image is a name under global.hub with global.tag, or a full reference, which has a slash.
+func (c *compiler) image(field, name string) string {
+	g := c.settings.Values.Global
+	full := name
+	if !strings.Contains(name, "/") {
+		full = string(g.Hub) + "/" + name
+		if g.Tag != "" {
+			full += ":" + string(g.Tag)
+		}
+	}
+	if !imageReference.MatchString(full) {
+		c.report(diag.Error, field, fmt.Sprintf("%q is no image reference", full), "check global.hub, global.tag and the image's name")
+	}
+	return full
+}
+
+// sidecar compiles the settings of a pod that has no annotations.
+func (c *compiler) sidecar() {
+	v, s := c.settings.Values, &c.config.pod
+	p := v.Global.Proxy
+	s.resources = c.resources(p.Resources)
+	for _, field := range []struct {
+		name, value string
+		parse       func(string) (string, error)
+		into        *string
+	}{
+		{"proxy.logLevel", p.LogLevel, parseEnvoyLevel, &s.proxyLogLevel},
+		{"proxy.componentLogLevel", p.ComponentLogLevel, parseComponentLevels, &s.componentLevels},
+		{"logging.level", v.Global.Logging.Level, parseAgentLevels, &s.agentLogLevel},
+		{"proxy.includeInboundPorts", string(p.IncludeInboundPorts), parsePortsOrAll, &s.capture.inboundPorts},
+		{"proxy.excludeInboundPorts", string(p.ExcludeInboundPorts), parsePorts, &s.capture.excludeInboundPorts},
+		{"proxy.excludeOutboundPorts", string(p.ExcludeOutboundPorts), parsePorts, &s.capture.excludeOutboundPorts},
+		{"proxy.includeIPRanges", string(p.IncludeIPRanges), parseRangesOrAll, &s.capture.outboundRanges},
+		{"proxy.excludeIPRanges", string(p.ExcludeIPRanges), parseRanges, &s.capture.excludeOutboundRanges},
+	} {
+		parsed, err := field.parse(field.value)
+		if err != nil {
+			c.report(diag.Error, "values.global."+field.name, fmt.Sprintf("cannot use %q: %v", field.value, err), "")
+		}
+		*field.into = parsed
+	}
+	c.probes(p)
+	s.rewriteProbes = v.Webhook.RewriteAppHTTPProbe
+	s.hold = p.HoldApplicationUntilProxyStarts
+	c.seccomp(p.Seccomp)
+	c.mesh()
+	c.config.clusterID = v.Global.MultiCluster.ClusterName
+	if c.config.clusterID == "" {
+		c.config.clusterID = "Kubernetes"
+	}
+	c.config.network = v.Global.Network
+	c.config.volumes = proxyVolumes()
+}
+
+func (c *compiler) probes(p Proxy) {
+	r := &c.config.pod.readiness
+	r.initialDelay, r.period, r.failureThreshold = p.ReadinessInitialDelaySeconds, p.ReadinessPeriodSeconds, p.ReadinessFailureThreshold
+	if r.initialDelay < 0 || r.period < 1 || r.failureThreshold < 1 {
+		c.report(diag.Error, "values.global.proxy", "readinessInitialDelaySeconds, readinessPeriodSeconds and readinessFailureThreshold must be at least 0, 1 and 1", "")
+	}
+	if p.StartupProbe.Enabled && p.StartupProbe.FailureThreshold < 1 {
+		c.report(diag.Error, "values.global.proxy.startupProbe.failureThreshold", "it must be at least 1", "")
+	}
+	if p.StatusPort != nil {
+		switch *p.StatusPort {
+		case 0:
+			r.off = true
+		case agentPort, readinessPort:
+		default:
+			c.report(diag.Warning, "values.global.proxy.statusPort", fmt.Sprintf("port %d has no effect: the sidecar's readiness is always on %d, its metrics on %d", *p.StatusPort, readinessPort, agentPort), "")
+		}
+	}
+}
+
+func (c *compiler) seccomp(s Seccomp) {
+	profile := &corev1.SeccompProfile{Type: corev1.SeccompProfileType(s.Type)}
+	switch profile.Type {
+	case "":
+		profile.Type = corev1.SeccompProfileTypeRuntimeDefault
+	case corev1.SeccompProfileTypeRuntimeDefault, corev1.SeccompProfileTypeUnconfined:
+	case corev1.SeccompProfileTypeLocalhost:
+		profile.LocalhostProfile = &s.LocalhostProfile
+	default:
+		c.report(diag.Error, "values.global.proxy.seccompProfile.type", fmt.Sprintf("it is %q", s.Type), "use RuntimeDefault, Localhost or Unconfined")
+	}
+	c.config.seccomp = profile
+}
+
+// mesh compiles the mesh configuration's part in a sidecar.
+func (c *compiler) mesh() {
+	m, v := c.settings.Mesh, c.settings.Values
+	if m.GetDefaultConfig() == nil {
+		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.defaultConfig", "it is missing"))
+		c.config.pod.proxy = &meshv1alpha1.ProxyConfig{}
+		return
+	}
+	if err := checkProxyConfig(m.GetDefaultConfig()); err != nil {
+		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.defaultConfig", err.Error()))
+	}
+	for _, field := range notCarriedOut(m.GetDefaultConfig()) {
+		c.problems = append(c.problems, meshProblem(v, diag.Warning, diag.UnsupportedField, "mesh.defaultConfig."+field, "it is not carried out yet: it has no effect"))
+	}
+	if errs := validation.IsDNS1123Subdomain(m.GetTrustDomain()); len(errs) > 0 {
+		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.trustDomain", fmt.Sprintf("%q is no domain name", m.GetTrustDomain())))
+	}
+	c.config.pod.useProxyConfig(m.GetDefaultConfig())
+	c.config.pod.mergeMetrics = m.GetEnablePrometheusMerge() == nil || m.GetEnablePrometheusMerge().GetValue()
+}
+
+// resources drops the quantities that are null.
+func (c *compiler) resources(r *Resources) (out corev1.ResourceRequirements) {
+	if r == nil {
+		return out
+	}
+	for _, side := range []struct {
+		from map[string]*resource.Quantity
+		into *corev1.ResourceList
+		name string
+	}{{r.Requests, &out.Requests, "requests"}, {r.Limits, &out.Limits, "limits"}} {
+		for _, name := range sortedKeys(side.from) {
+			q := side.from[name]
+			if q == nil {
+				continue
+			}
+			if q.Sign() < 0 {
+				c.report(diag.Error, "values.global.proxy.resources."+side.name+"."+name, q.String()+" is negative", "")
+			}
+			if *side.into == nil {
+				*side.into = corev1.ResourceList{}
+			}
+			(*side.into)[corev1.ResourceName(name)] = *q
+		}
+	}
+	for name := range out.Requests {
+		if err := requestWithinLimit(out, name); err != nil {
+			c.report(diag.Error, "values.global.proxy.resources.requests."+string(name), err.Error(), "")
+		}
+	}
+	return out
+}
+
+// unsupported reports what is switched on and not carried out. What would leave traffic outside the mesh is an error.
+func (c *compiler) unsupported() {
+	in, v := c.settings.Injector, c.settings.Values
+	for _, name := range sortedKeys(in.Templates) {
+		c.report(diag.Error, "config.templates."+name, "templates of one's own are not supported yet", "take the entry away: the template "+sidecarTemplate+" is built in")
+	}
+	for name := range in.Aliases {
+		c.report(diag.Error, "config.aliases", "aliases of templates are not supported yet: "+name, "take the entry away")
+		break
+	}
+	for _, name := range in.DefaultTemplates {
+		if name != sidecarTemplate {
+			c.report(diag.Error, "config.defaultTemplates", fmt.Sprintf("there is no template %q", name), "use "+sidecarTemplate)
+		}
+	}
+	if v.Pilot.CNI.Enabled {
+		c.report(diag.Error, "values.pilot.cni.enabled", "interception by a CNI plugin is not supported yet: pods would be left without interception", "set it to false")
+	}
+	if p := v.Global.CertProvider; p != "" && p != "istiod" {
+		c.report(diag.Error, "values.global.pilotCertProvider", fmt.Sprintf("certificates of %q are not supported", p), "use istiod")
+	}
+	if v.Global.Proxy.IncludeOutboundPorts != "" {
+		c.report(diag.Error, "values.global.proxy.includeOutboundPorts", "capturing single outbound ports is not supported yet", "set it to \"\"")
+	}
+	if v.Webhook.EnableNamespacesByDefault {
+		c.report(diag.Warning, "values.sidecarInjectorWebhook.enableNamespacesByDefault", "it has no effect yet: label the namespaces", "")
+	}
+	if v.Global.LogAsJSON {
+		c.report(diag.Warning, "values.global.logAsJson", "it has no effect on sidecars yet", "")
+	}
+}

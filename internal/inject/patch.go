@@ -1,0 +1,127 @@
+package inject
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Op is one operation of a JSON patch (RFC 6902).
+type Op struct {
+	Op    string `json:"op"` // add, replace or remove
+	Path  string `json:"path"`
+	Value any    `json:"value,omitempty"`
+}
+
+// Patch is the difference between a pod and what Pod made of it: what injection changes and nothing else, so that fields which
+// this build's API does not know stay as they are. Whole lists are only given where the pod has none.
+func Patch(before, after *corev1.Pod) []Op {
+	if before == after {
+		return nil
+	}
+	var p patch
+	p.strings("/metadata/labels", before.Labels, after.Labels)
+	p.strings("/metadata/annotations", before.Annotations, after.Annotations)
+	appended(&p, "/spec/volumes", before.Spec.Volumes, after.Spec.Volumes)
+	appended(&p, "/spec/imagePullSecrets", before.Spec.ImagePullSecrets, after.Spec.ImagePullSecrets)
+	p.containers("/spec/initContainers", before.Spec.InitContainers, after.Spec.InitContainers)
+	p.containers("/spec/containers", before.Spec.Containers, after.Spec.Containers)
+	return p.ops
+}
+
+type patch struct{ ops []Op }
+
+func (p *patch) add(op, path string, value any) { p.ops = append(p.ops, Op{op, path, value}) }
+
+// strings adds what is new or different in a map; injection never takes a key away.
+func (p *patch) strings(path string, before, after map[string]string) {
+	if len(before) == 0 {
+		if len(after) > 0 {
+			p.add("add", path, after)
+		}
+		return
+	}
+	for _, key := range sortedKeys(after) {
+		if old, has := before[key]; !has || old != after[key] {
+			p.add("add", path+"/"+escape(key), after[key])
+		}
+	}
+}
+
+// escape is for a key in a JSON pointer (RFC 6901).
+func escape(key string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(key, "~", "~0"), "/", "~1")
+}
+
+// appended adds what stands after the end of the old list.
+func appended[T any](p *patch, path string, before, after []T) {
+	switch {
+	case len(after) == len(before):
+	case len(before) == 0:
+		p.add("add", path, after)
+	default:
+		for i := len(before); i < len(after); i++ {
+			p.add("add", path+"/-", &after[i])
+		}
+	}
+}
+
+// containers changes the containers that stay, then puts the new ones in their places, in ascending order, so that each index
+// is right when its turn comes.
+func (p *patch) containers(path string, before, after []corev1.Container) {
+	if len(before) == 0 {
+		if len(after) > 0 {
+			p.add("add", path, after)
+		}
+		return
+	}
+	for i := range before {
+		j := container(after, before[i].Name)
+		p.container(fmt.Sprintf("%s/%d", path, i), &before[i], &after[j])
+	}
+	for i := range after {
+		if container(before, after[i].Name) < 0 {
+			p.add("add", fmt.Sprintf("%s/%d", path, i), &after[i])
+		}
+	}
+}
+
+// container changes probes, and the environment of a sidecar that is there already.
+func (p *patch) container(path string, before, after *corev1.Container) {
+	for _, kind := range probeKinds {
+		old, new := *kind.of(before), *kind.of(after)
+		if old == new {
+			continue
+		}
+		at := path + "/" + kind.field
+		if old.TCPSocket != nil {
+			p.add("remove", at+"/tcpSocket", nil)
+		}
+		if old.GRPC != nil {
+			p.add("remove", at+"/grpc", nil)
+		}
+		p.add("add", at+"/httpGet", new.HTTPGet)
+	}
+	for i := range after.Env {
+		switch {
+		case len(before.Env) == 0:
+			p.add("add", path+"/env", after.Env)
+			return
+		case i >= len(before.Env):
+			p.add("add", path+"/env/-", &after.Env[i])
+		case before.Env[i].Value != after.Env[i].Value:
+			p.add("replace", fmt.Sprintf("%s/env/%d/value", path, i), after.Env[i].Value)
+		}
+	}
+}
+
+// prefixed is ops for a pod that stands somewhere inside an object, such as /spec/template.
+func prefixed(ops []Op, prefix string) []Op {
+	ops = slices.Clone(ops)
+	for i := range ops {
+		ops[i].Path = prefix + ops[i].Path
+	}
+	return ops
+}

@@ -1,0 +1,189 @@
+package inject
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+// The kubelet has no certificate of the mesh: with STRICT mTLS its probes would fail, and a TCP probe of a captured port always
+// succeeds, because Envoy answers. So probes go to the agent, which asks the application in the kubelet's place.
+
+// probersEnv tells the agent what to ask: a JSON object of path → the original probe, port names resolved.
+const probersEnv = "ISTIO_KUBE_APP_PROBERS"
+
+// appHealth begins the paths that the agent answers on its port: /app-health/CONTAINER/{readyz,livez,startupz}.
+const appHealth = "/app-health/"
+
+// rewriteProbes returns the containers with their probes sent to the agent, and notes the originals in probers. Containers and
+// probes that stay are shared with the input. left gets a warning for each probe that could not be rewritten.
+func rewriteProbes(list []corev1.Container, probers map[string]*corev1.Probe, left *[]diag.Problem, subject ref.Ref) []corev1.Container {
+	var out []corev1.Container
+	for i := range list {
+		original := &list[i]
+		if original.Name == ProxyContainer || original.Name == InitContainer {
+			continue
+		}
+		for _, kind := range probeKinds {
+			probe := *kind.of(original)
+			if probe == nil || rewritten(probe) {
+				continue
+			}
+			path := appHealth + original.Name + "/" + kind.path
+			agents, asked, err := toAgent(probe, path, original.Ports)
+			if err != nil {
+				*left = append(*left, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
+					Field:  fmt.Sprintf("spec.containers[%s].%s", original.Name, kind.field),
+					Detail: fmt.Sprintf("the probe stays as it is and may fail in the mesh: %v", err)})
+				continue
+			}
+			if agents == nil {
+				continue
+			}
+			if out == nil {
+				out = append([]corev1.Container(nil), list...)
+			}
+			*kind.of(&out[i]) = agents
+			probers[path] = asked
+		}
+	}
+	if out == nil {
+		return list
+	}
+	return out
+}
+
+var probeKinds = []struct {
+	path, field string
+	of          func(*corev1.Container) **corev1.Probe
+}{
+	{"readyz", "readinessProbe", func(c *corev1.Container) **corev1.Probe { return &c.ReadinessProbe }},
+	{"livez", "livenessProbe", func(c *corev1.Container) **corev1.Probe { return &c.LivenessProbe }},
+	{"startupz", "startupProbe", func(c *corev1.Container) **corev1.Probe { return &c.StartupProbe }},
+}
+
+// rewritten reports whether the probe goes to the agent already.
+func rewritten(p *corev1.Probe) bool {
+	return p.HTTPGet != nil && p.HTTPGet.Port.IntValue() == agentPort && strings.HasPrefix(p.HTTPGet.Path, appHealth)
+}
+
+// toAgent gives the probe that the kubelet shall run and the one that the agent shall. Both are nil for a probe that needs no
+// rewriting: a command, or a request to another host.
+func toAgent(p *corev1.Probe, path string, ports []corev1.ContainerPort) (agents, asked *corev1.Probe, err error) {
+	asked = &corev1.Probe{TimeoutSeconds: p.TimeoutSeconds}
+	scheme := corev1.URIScheme("")
+	switch {
+	case p.HTTPGet != nil:
+		if !local(p.HTTPGet.Host) {
+			return nil, nil, nil
+		}
+		get := *p.HTTPGet
+		if get.Port, err = numbered(get.Port, ports); err != nil {
+			return nil, nil, err
+		}
+		if get.Scheme != "" {
+			scheme = corev1.URISchemeHTTP // between kubelet and agent
+		}
+		asked.HTTPGet = &get
+	case p.TCPSocket != nil:
+		if !local(p.TCPSocket.Host) {
+			return nil, nil, nil
+		}
+		socket := *p.TCPSocket
+		if socket.Port, err = numbered(socket.Port, ports); err != nil {
+			return nil, nil, err
+		}
+		asked.TCPSocket = &socket
+	case p.GRPC != nil:
+		asked.GRPC = p.GRPC
+	default:
+		return nil, nil, nil
+	}
+	probe := *p
+	probe.ProbeHandler = corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(agentPort), Scheme: scheme}}
+	return &probe, asked, nil
+}
+
+// local reports whether a probe's host is the pod: none, or a name for itself.
+func local(host string) bool {
+	if host == "" || strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// numbered resolves the name of a container's port.
+func numbered(port intstr.IntOrString, ports []corev1.ContainerPort) (intstr.IntOrString, error) {
+	if port.Type == intstr.Int {
+		return port, nil
+	}
+	for _, p := range ports {
+		if p.Name == port.StrVal {
+			return intstr.FromInt32(p.ContainerPort), nil
+		}
+	}
+	if n := port.IntValue(); n > 0 { // a number in quotes, which the kubelet takes too
+		return intstr.FromInt32(int32(n)), nil
+	}
+	return port, fmt.Errorf("the container has no port named %q", port.StrVal)
+}
+
+// probersJSON is the value of probersEnv, "" for none. Paths are sorted.
+func probersJSON(probers map[string]*corev1.Probe) string {
+	if len(probers) == 0 {
+		return ""
+	}
+	data, err := json.Marshal(probers)
+	if err != nil {
+		panic("encode probes: " + err.Error()) // strings and numbers only
+	}
+	return string(data)
+}
+
+// lateProbes rewrites the probes of containers that came into the pod after its sidecar, by another webhook. The pod itself is
+// returned when there are none.
+func (c *Config) lateProbes(pod *corev1.Pod, s *podSettings, subject ref.Ref) (*corev1.Pod, []diag.Problem) {
+	if !s.rewriteProbes || s.readiness.off {
+		return pod, nil
+	}
+	probers := map[string]*corev1.Probe{}
+	var left []diag.Problem
+	inits := rewriteProbes(pod.Spec.InitContainers, probers, &left, subject)
+	apps := rewriteProbes(pod.Spec.Containers, probers, &left, subject)
+	if len(probers) == 0 {
+		return pod, left
+	}
+	out := *pod
+	out.Spec.InitContainers = append([]corev1.Container(nil), inits...)
+	out.Spec.Containers = append([]corev1.Container(nil), apps...)
+	proxy := container(out.Spec.InitContainers, ProxyContainer)
+	list := out.Spec.InitContainers
+	if proxy < 0 {
+		proxy, list = container(out.Spec.Containers, ProxyContainer), out.Spec.Containers
+	}
+	env := append([]corev1.EnvVar(nil), list[proxy].Env...)
+	for i := range env {
+		if env[i].Name == probersEnv {
+			var known map[string]*corev1.Probe
+			if err := json.Unmarshal([]byte(env[i].Value), &known); err != nil {
+				return pod, left // not ours: leave it
+			}
+			for path, probe := range known {
+				probers[path] = probe
+			}
+			env[i].Value = probersJSON(probers)
+			list[proxy].Env = env
+			return &out, left
+		}
+	}
+	list[proxy].Env = append(env, corev1.EnvVar{Name: probersEnv, Value: probersJSON(probers)})
+	return &out, left
+}

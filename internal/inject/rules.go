@@ -1,0 +1,217 @@
+package inject
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"istio.io/api/annotation"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+)
+
+// rules says for every annotation that Istio knows on pods what injection does with it; a test fails when istio.io/api
+// has one for pods that is not here. The domain must be istio.io: others are nobody's business here.
+var rules map[string]rule
+
+func init() { // not an initializer: nearest reads rules, which would be a cycle
+	const read = "read by Decide"
+	rules = map[string]rule{
+		annotation.SidecarInject.Name:         {ignored: read},
+		annotation.SidecarStatus.Name:         {ignored: "written by injection"},
+		annotation.IoIstioRev.Name:            {ignored: "written by injection"},
+		annotation.GalleyAnalyzeSuppress.Name: {ignored: "read by analysis"},
+		annotation.AmbientRedirection.Name:    {ignored: "written by Istio's ambient mode"},
+
+		annotation.SidecarProxyImage.Name:            {set: setImage},
+		annotation.SidecarProxyCPU.Name:              {set: setResource(annotation.SidecarProxyCPU.Name)},
+		annotation.SidecarProxyCPULimit.Name:         {set: setResource(annotation.SidecarProxyCPULimit.Name)},
+		annotation.SidecarProxyMemory.Name:           {set: setResource(annotation.SidecarProxyMemory.Name)},
+		annotation.SidecarProxyMemoryLimit.Name:      {set: setResource(annotation.SidecarProxyMemoryLimit.Name)},
+		annotation.SidecarLogLevel.Name:              {set: setParsed(parseEnvoyLevel, func(s *podSettings) *string { return &s.proxyLogLevel })},
+		annotation.SidecarComponentLogLevel.Name:     {set: setParsed(parseComponentLevels, func(s *podSettings) *string { return &s.componentLevels })},
+		annotation.SidecarAgentLogLevel.Name:         {set: setParsed(parseAgentLevels, func(s *podSettings) *string { return &s.agentLogLevel })},
+		annotation.SidecarInterceptionMode.Name:      {set: setInterceptionMode},
+		annotation.SidecarNativeSidecar.Name:         {set: setNative},
+		annotation.SidecarUserVolume.Name:            {set: setUserVolumes},
+		annotation.SidecarUserVolumeMount.Name:       {set: setUserMounts},
+		annotation.SidecarRewriteAppHTTPProbers.Name: {set: setBool(func(s *podSettings) *bool { return &s.rewriteProbes })},
+		annotation.PrometheusMergeMetrics.Name:       {set: setBool(func(s *podSettings) *bool { return &s.mergeMetrics })},
+		annotation.InjectTemplates.Name:              {set: setTemplates},
+		annotation.ProxyConfig.Name:                  {set: setProxyConfig},
+		annotation.SidecarStatusPort.Name:            {set: setStatusPort},
+
+		annotation.SidecarStatusReadinessFailureThreshold.Name:    {set: setSeconds(1, func(s *podSettings) *int32 { return &s.readiness.failureThreshold })},
+		annotation.SidecarStatusReadinessInitialDelaySeconds.Name: {set: setSeconds(0, func(s *podSettings) *int32 { return &s.readiness.initialDelay })},
+		annotation.SidecarStatusReadinessPeriodSeconds.Name:       {set: setSeconds(1, func(s *podSettings) *int32 { return &s.readiness.period })},
+
+		annotation.SidecarTrafficIncludeInboundPorts.Name:     {set: setParsed(parsePortsOrAll, func(s *podSettings) *string { return &s.capture.inboundPorts })},
+		annotation.SidecarTrafficExcludeInboundPorts.Name:     {set: setParsed(parsePorts, func(s *podSettings) *string { return &s.capture.excludeInboundPorts })},
+		annotation.SidecarTrafficExcludeOutboundPorts.Name:    {set: setParsed(parsePorts, func(s *podSettings) *string { return &s.capture.excludeOutboundPorts })},
+		annotation.SidecarTrafficIncludeOutboundIPRanges.Name: {set: setParsed(parseRangesOrAll, func(s *podSettings) *string { return &s.capture.outboundRanges })},
+		annotation.SidecarTrafficExcludeOutboundIPRanges.Name: {set: setParsed(parseRanges, func(s *podSettings) *string { return &s.capture.excludeOutboundRanges })},
+
+		annotation.SidecarTrafficIncludeOutboundPorts.Name: {missing: "capturing single outbound ports outside the captured address ranges is not carried out yet", refuse: true},
+		annotation.SidecarTrafficExcludeInterfaces.Name:    {missing: "leaving out interfaces is not carried out yet", refuse: true},
+		annotation.SidecarTrafficKubevirtInterfaces.Name:   {missing: "capturing the traffic of virtual interfaces is not carried out yet", refuse: true},
+		annotation.IoIstioRerouteVirtualInterfaces.Name:    {missing: "capturing the traffic of virtual interfaces is not carried out yet", refuse: true},
+		annotation.SidecarBootstrapOverride.Name:           {missing: "a bootstrap of one's own is not carried out yet", refuse: true},
+		annotation.ProxyOverrides.Name:                     {missing: "changing the sidecar's container in the pod is not carried out yet", refuse: true},
+
+		annotation.SidecarProxyImageType.Name:                  {missing: "there is one type of proxy image: it has no effect"},
+		annotation.SidecarDiscoveryAddress.Name:                {missing: "it is deprecated and has no effect: set discoveryAddress in the annotation " + annotation.ProxyConfig.Name},
+		annotation.SidecarStatusReadinessApplicationPorts.Name: {missing: "readiness does not wait for single ports: it has no effect"},
+		annotation.SidecarExtraStatTags.Name:                   {missing: statsMissing},
+		annotation.SidecarStatsCompression.Name:                {missing: statsMissing},
+		annotation.SidecarStatsEvictionInterval.Name:           {missing: statsMissing},
+		annotation.SidecarStatsFlushInterval.Name:              {missing: statsMissing},
+		annotation.SidecarStatsHistogramBins.Name:              {missing: statsMissing},
+		annotation.SidecarStatsHistogramBuckets.Name:           {missing: statsMissing},
+		annotation.SidecarStatsInclusionPrefixes.Name:          {missing: statsMissing},
+		annotation.SidecarStatsInclusionRegexps.Name:           {missing: statsMissing},
+		annotation.SidecarStatsInclusionSuffixes.Name:          {missing: statsMissing},
+		annotation.AmbientBypassInboundCapture.Name:            {missing: ambientMissing},
+		annotation.AmbientDnsCapture.Name:                      {missing: ambientMissing},
+	}
+}
+
+const (
+	statsMissing   = "changing Envoy's statistics is not carried out yet: it has no effect"
+	ambientMissing = "there is no ambient mode here: it has no effect"
+)
+
+// setParsed reads a value by a parser that returns its canonical form.
+func setParsed(parse func(string) (string, error), field func(*podSettings) *string) func(*podSettings, string) error {
+	return func(s *podSettings, value string) error {
+		parsed, err := parse(value)
+		if err != nil {
+			return err
+		}
+		*field(s) = parsed
+		return nil
+	}
+}
+
+func setBool(field func(*podSettings) *bool) func(*podSettings, string) error {
+	return func(s *podSettings, value string) error {
+		b, err := parseBool(value)
+		if err != nil {
+			return err
+		}
+		*field(s) = b
+		return nil
+	}
+}
+
+// parseBool takes what Istio takes (Go's strconv) and nothing else, so that a typo is no "false".
+func parseBool(value string) (bool, error) {
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, errors.New("use \"true\" or \"false\"")
+	}
+	return b, nil
+}
+
+// setSeconds reads the numbers of a probe.
+func setSeconds(least int32, field func(*podSettings) *int32) func(*podSettings, string) error {
+	return func(s *podSettings, value string) error {
+		n, err := strconv.ParseInt(value, 10, 32)
+		if err != nil || int32(n) < least {
+			return fmt.Errorf("use a whole number of at least %d", least)
+		}
+		*field(s) = int32(n)
+		return nil
+	}
+}
+
+func setNative(s *podSettings, value string) error {
+	b, err := parseBool(value)
+	if err != nil {
+		return err
+	}
+	s.native = &b
+	return nil
+}
+
+func setInterceptionMode(_ *podSettings, value string) error {
+	switch value {
+	case meshv1alpha1.ProxyConfig_REDIRECT.String():
+		return nil
+	case meshv1alpha1.ProxyConfig_TPROXY.String(), meshv1alpha1.ProxyConfig_NONE.String():
+		return errors.New("this version intercepts by REDIRECT only")
+	}
+	return errors.New("use REDIRECT")
+}
+
+func setTemplates(_ *podSettings, value string) error {
+	for name := range strings.SplitSeq(value, ",") {
+		if name = strings.TrimSpace(name); name != sidecarTemplate {
+			return fmt.Errorf("there is no template %q; this version has %s", name, sidecarTemplate)
+		}
+	}
+	return nil
+}
+
+// setStatusPort: 0 means no readiness probe. The agent's ports are fixed, so another port has no effect.
+func setStatusPort(s *podSettings, value string) error {
+	n, err := strconv.ParseUint(value, 10, 16)
+	if err != nil {
+		return errors.New("use a port, or 0 for no readiness probe")
+	}
+	switch n {
+	case 0:
+		s.readiness.off = true
+	case agentPort, readinessPort:
+	default:
+		s.note(annotation.SidecarStatusPort.Name, fmt.Sprintf("the sidecar's readiness is always on port %d, its metrics on %d: port %d has no effect", readinessPort, agentPort, n))
+	}
+	return nil
+}
+
+func setProxyConfig(s *podSettings, value string) error {
+	merged, unknown, err := parseProxyConfig(s.proxy, []byte(value))
+	if err != nil {
+		return fmt.Errorf("it is no ProxyConfig: %w", err)
+	}
+	if unknown != nil {
+		return fmt.Errorf("ProxyConfig has no field %s", strings.Join(unknown, ", "))
+	}
+	if err := checkProxyConfig(merged); err != nil {
+		return err
+	}
+	s.useProxyConfig(merged)
+	return nil
+}
+
+// useProxyConfig takes a checked ProxyConfig and what injection itself does with it.
+func (s *podSettings) useProxyConfig(pc *meshv1alpha1.ProxyConfig) {
+	s.proxy, s.proxyEnv = pc, proxyConfigEnv(pc)
+	if h := pc.GetHoldApplicationUntilProxyStarts(); h != nil {
+		s.hold = h.GetValue()
+	}
+}
+
+// userList reads the JSON of userVolume and userVolumeMount: an object by name, which Istio's template reads, or an array,
+// which its reference describes. each gets every entry's name ("" in an array) and JSON.
+func userList(value string, each func(name string, entry json.RawMessage) error) error {
+	var byName map[string]json.RawMessage
+	if json.Unmarshal([]byte(value), &byName) == nil {
+		for _, name := range sortedKeys(byName) {
+			if err := each(name, byName[name]); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		return nil
+	}
+	var list []json.RawMessage
+	if err := json.Unmarshal([]byte(value), &list); err != nil {
+		return errors.New("it is neither a JSON object of name to volume nor a JSON array")
+	}
+	for i, entry := range list {
+		if err := each("", entry); err != nil {
+			return fmt.Errorf("entry %d: %w", i, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,259 @@
+package inject
+
+import (
+	"encoding/json"
+	"strings"
+
+	"istio.io/api/annotation"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Prometheus' annotations, by the convention of its Kubernetes scrape configurations.
+const (
+	prometheusScrape = "prometheus.io/scrape"
+	prometheusPath   = "prometheus.io/path"
+	prometheusPort   = "prometheus.io/port"
+)
+
+// proxyMounts are what the agent reads and writes, and where.
+var proxyMounts = []corev1.VolumeMount{
+	{Name: "workload-socket", MountPath: "/var/run/secrets/workload-spiffe-uds"}, // SDS, for Envoy
+	{Name: "istiod-ca-cert", MountPath: "/var/run/secrets/istio"},                // root-cert.pem of the mesh
+	{Name: "istio-envoy", MountPath: "/etc/istio/proxy"},                         // bootstrap and the socket to the agent
+	{Name: "istio-token", MountPath: "/var/run/secrets/tokens"},
+	{Name: "istio-podinfo", MountPath: "/etc/istio/pod"},
+}
+
+// proxyVolumes are the volumes of proxyMounts. The pod's fsGroup is left alone: without one, the kubelet writes a projected
+// token with the volume's default mode 0644 unless all containers run as the same user, which istio-init (user 0) and
+// istio-proxy (1337) never do; with a user's fsGroup it writes 0640 for that group, which it also gives to every container.
+// Setting fsGroup, as Istio once did, would change the owner of the application's own volumes.
+func proxyVolumes() []corev1.Volume {
+	seconds := int64(43200)
+	field := func(path, of string) corev1.DownwardAPIVolumeFile {
+		return corev1.DownwardAPIVolumeFile{Path: path, FieldRef: &corev1.ObjectFieldSelector{FieldPath: of}}
+	}
+	return []corev1.Volume{
+		{Name: "workload-socket", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+		{Name: "istio-envoy", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}},
+		{Name: "istio-podinfo", VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{
+			Items: []corev1.DownwardAPIVolumeFile{field("labels", "metadata.labels"), field("annotations", "metadata.annotations")},
+		}}},
+		{Name: "istio-token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+				Audience: "istio-ca", ExpirationSeconds: &seconds, Path: "istio-token",
+			}}},
+		}}},
+		{Name: "istiod-ca-cert", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
+			LocalObjectReference: corev1.LocalObjectReference{Name: "istio-ca-root-cert"},
+		}}},
+	}
+}
+
+// initContainer sets up the interception in the pod's network namespace. It is root there, with the two capabilities that
+// iptables wants; the arguments are made of parsed values only.
+func (c *Config) initContainer(s *podSettings) corev1.Container {
+	uid, root := "1337", int64(0)
+	no := false
+	excluded := "15020,15021,15090"
+	if s.capture.excludeInboundPorts != "" {
+		excluded += "," + s.capture.excludeInboundPorts
+	}
+	return corev1.Container{
+		Name:            InitContainer,
+		Image:           c.initImageFor(s),
+		ImagePullPolicy: c.podPolicy,
+		Args: []string{
+			"init",
+			"--proxy-port", "15001",
+			"--inbound-port", "15006",
+			"--proxy-uid", uid,
+			"--proxy-gid", uid,
+			"--inbound-ports", s.capture.inboundPorts,
+			"--exclude-inbound-ports", excluded,
+			"--outbound-ranges", s.capture.outboundRanges,
+			"--exclude-outbound-ranges", s.capture.excludeOutboundRanges,
+			"--exclude-outbound-ports", s.capture.excludeOutboundPorts,
+		},
+		Resources: s.resources,
+		SecurityContext: &corev1.SecurityContext{
+			AllowPrivilegeEscalation: &no,
+			Capabilities:             &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "NET_RAW"}, Drop: []corev1.Capability{"ALL"}},
+			Privileged:               &no,
+			ReadOnlyRootFilesystem:   &no, // iptables takes its lock in /run
+			RunAsGroup:               &root,
+			RunAsNonRoot:             &no,
+			RunAsUser:                &root,
+		},
+	}
+}
+
+// initImageFor follows the pod's own image when the mesh has one image for both.
+func (c *Config) initImageFor(s *podSettings) string {
+	if c.initImage == c.pod.image {
+		return s.image
+	}
+	return c.initImage
+}
+
+// proxyContainer is the sidecar; native says that it is an init container that keeps running.
+func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool) corev1.Container {
+	uid, yes, no := proxyUID, true, false
+	out := corev1.Container{
+		Name:            ProxyContainer,
+		Image:           s.image,
+		ImagePullPolicy: c.podPolicy,
+		Args:            proxyArgs(s),
+		Ports:           []corev1.ContainerPort{{Name: "http-envoy-prom", ContainerPort: envoyPromPort, Protocol: corev1.ProtocolTCP}},
+		Env:             env,
+		Resources:       s.resources,
+		VolumeMounts:    append(proxyMounts[:len(proxyMounts):len(proxyMounts)], s.userMounts...),
+		SecurityContext: &corev1.SecurityContext{
+			AllowPrivilegeEscalation: &no,
+			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			Privileged:               &no,
+			ReadOnlyRootFilesystem:   &yes,
+			RunAsGroup:               &uid,
+			RunAsNonRoot:             &yes,
+			RunAsUser:                &uid,
+			SeccompProfile:           c.seccomp,
+		},
+	}
+	if native {
+		always := corev1.ContainerRestartPolicyAlways
+		out.RestartPolicy = &always
+	} else if s.hold {
+		// The kubelet starts containers in order and waits for a postStart hook, which is what holds the application.
+		out.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/usr/local/bin/selvage-agent", "wait"}}}}
+	}
+	if !s.readiness.off {
+		c.addReadiness(&out, s)
+	}
+	return out
+}
+
+func proxyArgs(s *podSettings) []string {
+	args := []string{"proxy", "sidecar"}
+	if s.proxyLogLevel != "" {
+		args = append(args, "--proxyLogLevel="+s.proxyLogLevel)
+	}
+	if s.componentLevels != "" {
+		args = append(args, "--proxyComponentLogLevel="+s.componentLevels)
+	}
+	if s.agentLogLevel != "" {
+		args = append(args, "--log_output_level="+s.agentLogLevel)
+	}
+	return args
+}
+
+// addReadiness adds the probes. The startup probe asks every second: as a native sidecar it is what the application waits for,
+// and in any case the pod is ready that much sooner than by a readiness probe of 15 s.
+func (c *Config) addReadiness(to *corev1.Container, s *podSettings) {
+	ready := corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz/ready", Port: intstr.FromInt32(readinessPort)}}
+	to.ReadinessProbe = &corev1.Probe{
+		ProbeHandler:        ready,
+		InitialDelaySeconds: s.readiness.initialDelay,
+		PeriodSeconds:       s.readiness.period,
+		TimeoutSeconds:      3,
+		FailureThreshold:    s.readiness.failureThreshold,
+	}
+	if startup := c.settings.Values.Global.Proxy.StartupProbe; startup.Enabled {
+		to.StartupProbe = &corev1.Probe{ProbeHandler: ready, PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: startup.FailureThreshold}
+	}
+}
+
+// env is what the agent reads. Nothing is here that it does not.
+func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, probers string) []corev1.EnvVar {
+	from := func(name, path string) corev1.EnvVar {
+		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
+	}
+	env := []corev1.EnvVar{
+		from("POD_NAME", "metadata.name"),
+		from("POD_NAMESPACE", "metadata.namespace"),
+		from("INSTANCE_IP", "status.podIP"),
+		from("HOST_IP", "status.hostIP"),
+		from("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+		{Name: "PROXY_CONFIG", Value: s.proxyEnv},
+		{Name: "CA_ADDR", Value: first(c.settings.Values.Global.CAAddress, s.proxy.GetDiscoveryAddress())},
+		{Name: "TRUST_DOMAIN", Value: c.TrustDomain()},
+		{Name: "ISTIO_META_CLUSTER_ID", Value: c.clusterID},
+		from("ISTIO_META_NODE_NAME", "spec.nodeName"),
+		{Name: "ISTIO_META_WORKLOAD_NAME", Value: w.name},
+		{Name: "ISTIO_META_OWNER", Value: w.uri(pod.Namespace)},
+		{Name: "ISTIO_META_MESH_ID", Value: first(s.proxy.GetMeshId(), c.settings.Values.Global.MeshID, c.TrustDomain())},
+		{Name: "ISTIO_META_INTERCEPTION_MODE", Value: "REDIRECT"},
+		{Name: "ISTIO_META_APP_CONTAINERS", Value: containerNames(pod.Spec.Containers)},
+		{Name: "ISTIO_META_POD_PORTS", Value: podPorts(pod.Spec.Containers)},
+	}
+	if probers != "" {
+		env = append(env, corev1.EnvVar{Name: probersEnv, Value: probers})
+	}
+	if app := appMetrics(pod, s); app != "" {
+		env = append(env, corev1.EnvVar{Name: "ISTIO_PROMETHEUS_ANNOTATIONS", Value: app})
+	}
+	return env
+}
+
+func containerNames(list []corev1.Container) string {
+	names := make([]string, len(list))
+	for i := range list {
+		names[i] = list[i].Name
+	}
+	return strings.Join(names, ",")
+}
+
+// podPorts is the JSON array of the application's declared ports.
+func podPorts(list []corev1.Container) string {
+	ports := []corev1.ContainerPort{}
+	for i := range list {
+		ports = append(ports, list[i].Ports...)
+	}
+	data, err := json.Marshal(ports)
+	if err != nil {
+		panic("encode ports: " + err.Error()) // strings and numbers only
+	}
+	return string(data)
+}
+
+// merges reports whether the pod's metrics come merged from the agent: not when it asks not to be scraped.
+func merges(pod *corev1.Pod, s *podSettings) bool {
+	return s.mergeMetrics && pod.Annotations[prometheusScrape] != "false"
+}
+
+// appMetrics is how the application itself wants to be scraped, for the agent to merge; "" when it does not say.
+func appMetrics(pod *corev1.Pod, s *podSettings) string {
+	own := struct {
+		Scrape string `json:"scrape"`
+		Path   string `json:"path"`
+		Port   string `json:"port"`
+	}{pod.Annotations[prometheusScrape], pod.Annotations[prometheusPath], pod.Annotations[prometheusPort]}
+	if !merges(pod, s) || own.Scrape != "true" || own.Port == "15020" { // the agent must not scrape itself
+		return ""
+	}
+	data, err := json.Marshal(own)
+	if err != nil {
+		panic("encode scrape settings: " + err.Error()) // strings only
+	}
+	return string(data)
+}
+
+// addedAnnotations are those that injection sets. A user's default container stays.
+func (c *Config) addedAnnotations(pod *corev1.Pod, s *podSettings) map[string]string {
+	add := map[string]string{annotation.IoIstioRev.Name: c.Revision()}
+	for name, value := range c.settings.Injector.InjectedAnnotations {
+		if _, has := pod.Annotations[name]; !has {
+			add[name] = value
+		}
+	}
+	// kubectl logs and exec go to the application, wherever the sidecar stands.
+	for _, name := range []string{"kubectl.kubernetes.io/default-container", "kubectl.kubernetes.io/default-logs-container"} {
+		if pod.Annotations[name] == "" && len(pod.Spec.Containers) > 0 {
+			add[name] = pod.Spec.Containers[0].Name
+		}
+	}
+	if merges(pod, s) {
+		add[prometheusScrape], add[prometheusPort], add[prometheusPath] = "true", "15020", "/stats/prometheus"
+	}
+	return add
+}

@@ -1,0 +1,281 @@
+package inject
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"istio.io/api/annotation"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/api/validation"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// The parsers of this file are the only way from a user's text to the arguments of the sidecar's containers. Each returns a
+// canonical form that it made itself of parsed numbers, addresses and words; what is not understood is an error, never passed on.
+
+const all = "*"
+
+// parsePorts reads "80, 443" as "80,443"; "" is none.
+func parsePorts(value string) (string, error) {
+	var b []byte
+	for _, item := range items(value) {
+		port, err := strconv.ParseUint(item, 10, 16)
+		if err != nil || port == 0 {
+			return "", fmt.Errorf("%q is no port: use numbers from 1 to 65535, with commas between", item)
+		}
+		if b != nil {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, port, 10)
+	}
+	return string(b), nil
+}
+
+func parsePortsOrAll(value string) (string, error) {
+	if strings.TrimSpace(value) == all {
+		return all, nil
+	}
+	return parsePorts(value)
+}
+
+// parseRanges reads "10.0.0.1/8, fd00::/8" as "10.0.0.0/8,fd00::/8"; "" is none.
+func parseRanges(value string) (string, error) {
+	var out []string
+	for _, item := range items(value) {
+		prefix, err := netip.ParsePrefix(item)
+		if err != nil {
+			return "", fmt.Errorf("%q is no range of addresses: use CIDR form such as 10.0.0.0/8, with commas between", item)
+		}
+		out = append(out, prefix.Masked().String())
+	}
+	return strings.Join(out, ","), nil
+}
+
+func parseRangesOrAll(value string) (string, error) {
+	if strings.TrimSpace(value) == all {
+		return all, nil
+	}
+	return parseRanges(value)
+}
+
+// items splits at commas. White space around an item is nothing; an empty item counts, except that "" has none.
+func items(value string) []string {
+	if strings.TrimSpace(value) == "" {
+		return nil
+	}
+	list := strings.Split(value, ",")
+	for i := range list {
+		list[i] = strings.TrimSpace(list[i])
+	}
+	return list
+}
+
+var envoyLevels = []string{"trace", "debug", "info", "warning", "warn", "error", "critical", "off"}
+
+// parseEnvoyLevel reads Envoy's --log-level.
+func parseEnvoyLevel(value string) (string, error) {
+	if !slices.Contains(envoyLevels, value) {
+		return "", fmt.Errorf("use one of %s", strings.Join(envoyLevels, ", "))
+	}
+	return value, nil
+}
+
+var word = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
+
+// parseComponentLevels reads Envoy's --component-log-level: "upstream:debug,http:trace".
+func parseComponentLevels(value string) (string, error) {
+	return parseLevels(value, envoyLevels, false)
+}
+
+// parseAgentLevels reads the agent's --log_output_level: "debug", or "default:info,xds:debug".
+func parseAgentLevels(value string) (string, error) {
+	return parseLevels(value, []string{"debug", "info", "warn", "error", "none"}, true)
+}
+
+func parseLevels(value string, levels []string, bare bool) (string, error) {
+	list := items(value)
+	for _, item := range list {
+		scope, level, found := strings.Cut(item, ":")
+		if !found && bare {
+			scope, level = "default", item
+		}
+		if !word.MatchString(scope) || !slices.Contains(levels, level) {
+			return "", fmt.Errorf("%q is not NAME:LEVEL with one of the levels %s", item, strings.Join(levels, ", "))
+		}
+	}
+	return strings.Join(list, ","), nil
+}
+
+var imageReference = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:@/-]*$`)
+
+func setImage(s *podSettings, value string) error {
+	if !imageReference.MatchString(value) || len(value) > 512 {
+		return errors.New("it is no image reference")
+	}
+	s.image = value
+	return nil
+}
+
+// setResource notes one of the four resource annotations. Once a pod has one of them, they alone count, as in Istio.
+func setResource(name string) func(*podSettings, string) error {
+	return func(s *podSettings, value string) error {
+		q, err := resource.ParseQuantity(value)
+		if err != nil {
+			return errors.New("it is no quantity such as 100m, 0.5 or 128Mi")
+		}
+		if q.Sign() < 0 {
+			return errors.New("it is negative")
+		}
+		if s.ownResources == nil {
+			s.ownResources = map[string]string{}
+		}
+		s.ownResources[name] = value
+		return nil
+	}
+}
+
+// useOwnResources makes the container's resources of the annotations. With an error it names the annotation that is wrong.
+func (s *podSettings) useOwnResources() (name string, err error) {
+	kinds := []struct {
+		resource       corev1.ResourceName
+		request, limit string
+	}{
+		{corev1.ResourceCPU, annotation.SidecarProxyCPU.Name, annotation.SidecarProxyCPULimit.Name},
+		{corev1.ResourceMemory, annotation.SidecarProxyMemory.Name, annotation.SidecarProxyMemoryLimit.Name},
+	}
+	s.resources = corev1.ResourceRequirements{}
+	set := func(list *corev1.ResourceList, kind corev1.ResourceName, value string) {
+		if value == "" {
+			return
+		}
+		if *list == nil {
+			*list = corev1.ResourceList{}
+		}
+		(*list)[kind] = resource.MustParse(value) // parsed before
+	}
+	for _, k := range kinds {
+		set(&s.resources.Requests, k.resource, s.ownResources[k.request])
+		set(&s.resources.Limits, k.resource, s.ownResources[k.limit])
+		if err := requestWithinLimit(s.resources, k.resource); err != nil {
+			return k.request, err
+		}
+	}
+	return "", nil
+}
+
+func requestWithinLimit(r corev1.ResourceRequirements, name corev1.ResourceName) error {
+	request, asked := r.Requests[name]
+	limit, limited := r.Limits[name]
+	if asked && limited && request.Cmp(limit) > 0 {
+		return fmt.Errorf("the request is above the limit of %s", limit.String())
+	}
+	return nil
+}
+
+// setUserVolumes adds the pod's own volumes for the sidecar.
+func setUserVolumes(s *podSettings, value string) error {
+	s.userVolumes = nil
+	return userList(value, func(name string, entry json.RawMessage) error {
+		var v corev1.Volume
+		if err := strictJSON(entry, &v); err != nil {
+			return err
+		}
+		if name != "" {
+			v.Name = name
+		}
+		if errs := validation.NameIsDNSLabel(v.Name, false); len(errs) > 0 {
+			return fmt.Errorf("volume name %q: %s", v.Name, errs[0])
+		}
+		s.userVolumes = append(s.userVolumes, v)
+		return nil
+	})
+}
+
+// setUserMounts adds the pod's own mounts to the sidecar. They cannot hide what the sidecar lives on.
+func setUserMounts(s *podSettings, value string) error {
+	s.userMounts = nil
+	return userList(value, func(name string, entry json.RawMessage) error {
+		var m corev1.VolumeMount
+		if err := strictJSON(entry, &m); err != nil {
+			return err
+		}
+		if name != "" {
+			m.Name = name
+		}
+		if m.Name == "" || m.MountPath == "" {
+			return errors.New("name or mountPath is missing")
+		}
+		for _, own := range proxyMounts {
+			if m.MountPath == own.MountPath {
+				return fmt.Errorf("mountPath %s is the sidecar's own", m.MountPath)
+			}
+		}
+		s.userMounts = append(s.userMounts, m)
+		return nil
+	})
+}
+
+// strictJSON refuses unknown fields: a typo would be dropped by the API server without a word.
+func strictJSON(data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	return nil
+}
+
+// checkProxyConfig refuses what the sidecar could not start with, or what would change the path of its traffic.
+func checkProxyConfig(pc *meshv1alpha1.ProxyConfig) error {
+	if err := checkAddress(pc.GetDiscoveryAddress()); err != nil {
+		return fmt.Errorf("discoveryAddress: %w", err)
+	}
+	if n := pc.GetConcurrency().GetValue(); n < 0 || n > 1024 {
+		return fmt.Errorf("concurrency: %d is not from 0 to 1024", n)
+	}
+	if err := checkDuration("drainDuration", pc.GetDrainDuration()); err != nil {
+		return err
+	}
+	if err := checkDuration("terminationDrainDuration", pc.GetTerminationDrainDuration()); err != nil {
+		return err
+	}
+	if pc.GetInterceptionMode() != meshv1alpha1.ProxyConfig_REDIRECT {
+		return fmt.Errorf("interceptionMode: this version intercepts by REDIRECT only, not by %s", pc.GetInterceptionMode())
+	}
+	return nil
+}
+
+func checkDuration(field string, d *durationpb.Duration) error {
+	if s := d.GetSeconds(); s < 0 || s > 86400 || d.GetNanos() < 0 {
+		return fmt.Errorf("%s: %v is not from 0s to 24h", field, d.AsDuration())
+	}
+	return nil
+}
+
+// checkAddress wants HOST:PORT.
+func checkAddress(address string) error {
+	host, port, found := strings.Cut(address, ":")
+	if i := strings.LastIndex(address, ":"); i >= 0 {
+		host, port = address[:i], address[i+1:]
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if !found || err != nil || n == 0 || host == "" || strings.ContainsAny(host, " /\\\"'$`") {
+		return fmt.Errorf("%q is not HOST:PORT", address)
+	}
+	return nil
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func indexed(field string, i int) string { return field + "[" + strconv.Itoa(i) + "]" }
