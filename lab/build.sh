@@ -40,7 +40,7 @@ build() {
 	local file=$1 text=$2 dir=$3
 	shift 3
 	[ -x "$file" ] && return
-	while_waiting "$text" &
+	while_waiting "$text" 9>&- &
 	local ticker=$!
 	trap "kill $ticker 2>/dev/null || true" EXIT
 	CGO_ENABLED=0 "$go" build -C "$dir" -trimpath -o "$file.new" "$@" . || die "cannot build ${file##*/}" \
@@ -74,4 +74,4 @@ dns=$cache/dns-$(key lab/dns/main.go lab/dns/go.mod lab/dns/go.sum)
 build "$dns" "building CoreDNS from its module: about one CPU-minute, once" lab/dns -ldflags "-s -w"
 place "$dns" selvage-dns
 
-CGO_ENABLED=0 "$go" build -C lab -trimpath -ldflags "-s -w -X main.version=${VERSION:-dev}" -o "$bin/" ./cmd/selvage-lab
+CGO_ENABLED=0 "$go" build -C lab -trimpath -ldflags "-s -w -X main.version=${VERSION:-dev}" -o "$bin/" ./cmd/...

@@ -25,6 +25,9 @@ import (
 	"github.com/selvage-mesh/selvage/lab/internal/state"
 )
 
+// version is set by the linker; it is the tag of the images.
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -95,6 +98,7 @@ func place(cfg *lab.Config) error {
 	cfg.Bin = filepath.Dir(self)
 	cfg.Samples = filepath.Join(filepath.Dir(cfg.Bin), "samples")
 	cfg.Cache = filepath.Join(filepath.Dir(cfg.Bin), ".cache")
+	cfg.Tag = version
 	cfg.Progress = progress.New(os.Stderr)
 	return nil
 }

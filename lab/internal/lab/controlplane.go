@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -19,25 +20,32 @@ import (
 // startLimit is how long one program may take to come up: 2 s on a free machine, much more where tests keep it busy.
 const startLimit = 2 * time.Minute
 
-// controlPlane brings up the network, etcd, the API server, the controllers and the scheduler, and leaves l.api usable.
-func (l *Lab) controlPlane(ctx context.Context) error {
+// base makes the network and the certificates.
+func (l *Lab) base() error {
 	step := l.Progress.Step("making the network and the certificates")
-	err := l.foundation()
-	if err != nil {
+	if err := l.foundation(); err != nil {
 		step.Fail()
 		return err
 	}
 	step.Done(l.networkSummary())
+	return nil
+}
 
-	step = l.Progress.Step("starting etcd and the API server")
+// serve brings up etcd and the API server, and leaves l.api usable.
+func (l *Lab) serve(ctx context.Context) error {
+	step := l.Progress.Step("starting etcd and the API server")
 	version, err := l.startAPI(ctx)
 	if err != nil {
 		step.Fail()
 		return err
 	}
 	step.Done("Kubernetes " + version + " answers on " + l.dir.Lab().Addresses["api"])
+	return nil
+}
 
-	step = l.Progress.Step("starting the controllers and the scheduler")
+// control brings up the controllers and the scheduler.
+func (l *Lab) control(ctx context.Context) error {
+	step := l.Progress.Step("starting the controllers and the scheduler")
 	if err := l.startControllers(ctx); err != nil {
 		step.Fail()
 		return err
@@ -74,12 +82,12 @@ func (l *Lab) foundation() error {
 		}
 	}
 	params := pki.Params{Node: cluster.Node}
-	l.control = cluster.Config{
+	l.plane = cluster.Config{
 		PKI: l.pki(), Data: l.dir.File("etcd"), Ports: ports,
 		Kubeconfig: func(user string) string { return l.dir.File("pki", user+".kubeconfig") },
 	}
 	if l.network != "" {
-		l.control.Host = cluster.Host
+		l.plane.Host = cluster.Host
 		params.Addresses = []net.IP{parseIP(cluster.Host)}
 	}
 	if err := l.pki().Ensure(params); err != nil {
@@ -95,11 +103,11 @@ func (l *Lab) foundation() error {
 
 // writeKubeconfig writes a user's kubeconfig for programs inside the lab.
 func (l *Lab) writeKubeconfig(user string) error {
-	b, err := l.kubeconfig(user, l.control.API())
+	b, err := l.kubeconfig(user, l.plane.API())
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(l.control.Kubeconfig(user), b, 0o600); err != nil {
+	if err := os.WriteFile(l.plane.Kubeconfig(user), b, 0o600); err != nil {
 		return fmt.Errorf("write kubeconfig of %s: %w", user, err)
 	}
 	return nil
@@ -119,9 +127,9 @@ func (l *Lab) kubeconfig(user, server string) ([]byte, error) {
 
 // startAPI starts etcd and the API server, publishes it, and writes the user's kubeconfig. It returns Kubernetes' version.
 func (l *Lab) startAPI(ctx context.Context) (version string, err error) {
-	address := l.control.API()
+	address := l.plane.API()
 	if l.network != "" {
-		if address, err = l.forward(forwardAPI, []string{"api"}, []string{l.control.API()}); err != nil {
+		if address, err = l.forward(forwardAPI, []string{"api"}, []string{l.plane.API()}); err != nil {
 			return "", err
 		}
 	}
@@ -129,11 +137,11 @@ func (l *Lab) startAPI(ctx context.Context) (version string, err error) {
 		return "", err
 	}
 	for _, name := range []string{cluster.Etcd, cluster.APIServer} {
-		if err := l.ensure(program{name: name, path: l.kube(), args: l.control.Args(name)}); err != nil {
+		if err := l.ensure(program{name: name, path: l.kube(), args: l.plane.Args(name)}); err != nil {
 			return "", err
 		}
 		if name == cluster.Etcd {
-			if err := l.await(ctx, name, startLimit, l.listens(l.control.EtcdURL())); err != nil {
+			if err := l.await(ctx, name, startLimit, l.listens(l.plane.EtcdURL())); err != nil {
 				return "", err
 			}
 		}
@@ -183,7 +191,7 @@ func (l *Lab) connect(address string) error {
 func (l *Lab) startControllers(ctx context.Context) error {
 	// Only now that the API server is ready: before, its RBAC roles are missing, and the controller-manager ends.
 	for _, name := range []string{cluster.ControllerManager, cluster.Scheduler} {
-		if err := l.ensure(program{name: name, path: l.kube(), args: l.control.Args(name)}); err != nil {
+		if err := l.ensure(program{name: name, path: l.kube(), args: l.plane.Args(name)}); err != nil {
 			return err
 		}
 	}
@@ -193,18 +201,46 @@ func (l *Lab) startControllers(ctx context.Context) error {
 	})
 }
 
+// dial connects to an address inside the lab.
+func (l *Lab) dial(address string) (c net.Conn, err error) {
+	err = netns.Do(l.network, func() error {
+		c, err = net.DialTimeout("tcp4", address, time.Second)
+		return err
+	})
+	return c, err
+}
+
 // listens returns a check whether a port inside the lab takes connections.
 func (l *Lab) listens(url string) func(context.Context) (bool, error) {
-	address := url[strings.LastIndex(url, "/")+1:]
 	return func(context.Context) (bool, error) {
-		err := netns.Do(l.network, func() error {
-			c, err := net.DialTimeout("tcp4", address, time.Second)
-			if err != nil {
-				return err
-			}
-			return c.Close()
-		})
-		return err == nil, err
+		c, err := l.dial(url[strings.LastIndex(url, "/")+1:])
+		if err != nil {
+			return false, err
+		}
+		return true, c.Close()
+	}
+}
+
+// answers returns a check whether a GET inside the lab, over plain HTTP, has status 200.
+func (l *Lab) answers(address, path string) func(context.Context) (bool, error) {
+	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return l.dial(address) },
+	}}
+	return func(ctx context.Context) (bool, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+		if err != nil {
+			return false, err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return false, err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return false, fmt.Errorf("%s%s answers %s", address, path, resp.Status)
+		}
+		return true, nil
 	}
 }
 

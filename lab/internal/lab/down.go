@@ -13,6 +13,7 @@ import (
 	"github.com/selvage-mesh/selvage/lab/internal/cluster"
 	"github.com/selvage-mesh/selvage/lab/internal/fault"
 	"github.com/selvage-mesh/selvage/lab/internal/netns"
+	"github.com/selvage-mesh/selvage/lab/internal/node"
 	"github.com/selvage-mesh/selvage/lab/internal/proc"
 	"github.com/selvage-mesh/selvage/lab/internal/progress"
 	"github.com/selvage-mesh/selvage/lab/internal/state"
@@ -68,8 +69,12 @@ func lock(dir *state.Dir) (func(), error) {
 // leftovers says whether anything of the lab is there outside its folder.
 func leftovers(dir *state.Dir) bool {
 	marked, err := proc.Marked(dir.Path())
-	return netns.Exists(dir.Name()) || err == nil && len(marked) > 0
+	_, gone := os.Stat(runDir(dir))
+	return gone == nil || netns.Exists(dir.Name()) || node.CgroupExists(dir.Name()) || err == nil && len(marked) > 0
 }
+
+// runDir is the folder of the container runtime's sockets.
+func runDir(dir *state.Dir) string { return "/run/" + dir.Name() }
 
 // end stops every process of the lab, in an order in which none waits for one that is gone, and undoes what was done to the
 // machine. The files stay.
@@ -93,11 +98,16 @@ func end(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 		}
 		wg.Wait()
 	}
-	stop(forwardMesh, selvaged)
+	stop(forwardMesh, selvaged, node.DNS, node.KubeProxy, node.Kubelet)
+	errs = append(errs, node.RemoveCgroup(dir.Name())) // and with it every container
+	stop(node.Containerd)
 	stop(cluster.Scheduler, cluster.ControllerManager)
 	stop(cluster.APIServer) // before etcd: without etcd its orderly end takes a minute
 	stop(cluster.Etcd, forwardAPI)
-	errs = append(errs, killMarked(ctx, dir), netns.Delete(dir.Name()))
+	errs = append(errs, killMarked(ctx, dir), netns.Delete(dir.Name()), os.RemoveAll(runDir(dir)))
+	for _, made := range dir.Lab().Made {
+		_ = os.Remove(made) // unless somebody uses it by now
+	}
 	if err := errors.Join(errs...); err != nil {
 		step.Fail()
 		return err

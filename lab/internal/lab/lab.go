@@ -14,6 +14,7 @@ import (
 	"github.com/selvage-mesh/selvage/lab/internal/fault"
 	"github.com/selvage-mesh/selvage/lab/internal/kubeapi"
 	"github.com/selvage-mesh/selvage/lab/internal/netns"
+	"github.com/selvage-mesh/selvage/lab/internal/node"
 	"github.com/selvage-mesh/selvage/lab/internal/pki"
 	"github.com/selvage-mesh/selvage/lab/internal/proc"
 	"github.com/selvage-mesh/selvage/lab/internal/progress"
@@ -39,9 +40,9 @@ type Config struct {
 	MachineNetwork bool
 	// Bin is the folder with the product's and the lab's programs, Samples the one with the sample's manifests.
 	Bin, Samples string
-	// Cache is where image archives are kept.
-	Cache    string
-	Progress *progress.Reporter
+	// Cache is where image archives are kept, Tag is that of the images.
+	Cache, Tag string
+	Progress   *progress.Reporter
 }
 
 // Lab is one lab on its way up.
@@ -49,8 +50,9 @@ type Lab struct {
 	Config
 	dir     *state.Dir
 	level   int
-	network string // the name of the network namespace, "" for the machine's own network
-	control cluster.Config
+	network string         // the name of the network namespace, "" for the machine's own network
+	plane   cluster.Config // of the control plane
+	node    node.Config    // at level 2
 	api     *kubeapi.Client
 	started map[string]*proc.Running
 }
@@ -62,6 +64,7 @@ type program struct {
 	args  []string
 	env   []string
 	files []*os.File
+	node  bool // it runs in the node's mount namespace
 }
 
 // network is that of every lab which has one of its own.
@@ -80,8 +83,13 @@ func (l *Lab) ensure(p program) error {
 	}
 	var r *proc.Running
 	err := netns.Do(l.network, func() (err error) {
+		if p.node {
+			if err := l.enterNode(); err != nil {
+				return err
+			}
+		}
 		r, err = proc.Start(proc.Command{
-			Lab: l.dir.Path(), Path: p.path, Args: p.args, Env: p.env, Files: p.files,
+			Lab: l.dir.Path(), Path: p.path, Args: p.args, Env: append(p.env, "PATH="+path()), Files: p.files,
 			Log: filepath.Join(logs, p.name+".log"),
 		})
 		return err
@@ -126,6 +134,9 @@ func (l *Lab) await(ctx context.Context, name string, limit time.Duration, check
 	}
 	return nil
 }
+
+// path is the search path of the lab's programs: administrators' programs are not on every user's.
+func path() string { return os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin" }
 
 // shown is a path of the lab's folder as a user at this working directory would write it.
 func (l *Lab) shown(elem ...string) string { return Shown(l.dir.File(elem...)) }

@@ -2,8 +2,12 @@ package lab
 
 import (
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/selvage-mesh/selvage/lab/internal/fault"
+	"github.com/selvage-mesh/selvage/lab/internal/netns"
+	"github.com/selvage-mesh/selvage/lab/internal/node"
 )
 
 // Level is how much of a Kubernetes a lab has.
@@ -29,12 +33,87 @@ func ParseLevel(s string) (Level, error) {
 	return 0, fault.New("choose --level auto, 1 or 2", "there is no level %q", s)
 }
 
-// choose settles the level and checks that what it takes is there.
+// choose settles the level and checks that all it takes is there, before anything is started.
 func (l *Lab) choose() (int, error) {
-	if err := l.programs("selvage-kube"); err != nil {
-		return 0, err
+	level := l.Level
+	if level != Level1 {
+		if err := missing(); err != nil && level == Level2 {
+			return 0, err
+		} else if err != nil {
+			level = Level1
+			l.Progress.Note("level 1: pods are admitted and get sidecars, but nothing runs them.")
+			l.Progress.Note("level 2 cannot be had: " + err.Error())
+			l.Progress.Note("for level 2: " + fault.Next(err))
+		} else {
+			level = Level2
+		}
 	}
-	return 1, nil
+	needs := []string{"selvage-kube"}
+	if l.Mesh {
+		needs = append(needs, "selvage", "selvaged", "kubectl")
+	}
+	if level == Level2 {
+		needs = append(needs, "selvage-dns", "selvage-pause")
+		if l.Mesh {
+			needs = append(needs, "selvage-agent", "envoy")
+		}
+		if l.Mesh && l.Sample {
+			needs = append(needs, "sample")
+		}
+	}
+	return int(level), l.programs(needs...)
+}
+
+// missing says why there can be no node here, nil when there can.
+func missing() error {
+	if os.Geteuid() != 0 {
+		return fault.New("sudo make up", "a node that runs pods wants root")
+	}
+	if !netns.Possible() {
+		return fault.New("run it on the machine itself or in a privileged container", "this root may not make network namespaces")
+	}
+	var packages []string
+	for program, pkg := range map[string]string{
+		node.Containerd: "containerd", "ctr": "containerd", "runc": "runc", "nft": "nftables", "iptables": "iptables",
+	} {
+		if _, err := lookPath(program); err != nil && !strings.Contains(strings.Join(packages, " "), pkg) {
+			packages = append(packages, pkg)
+		}
+	}
+	if _, err := pluginDir(); err != nil {
+		packages = append(packages, "containernetworking-plugins")
+	}
+	if len(packages) > 0 {
+		return fault.New("apt-get install "+strings.Join(packages, " ")+" (or what your distribution calls them)",
+			"a node that runs pods wants %s", strings.Join(packages, ", "))
+	}
+	return nil
+}
+
+// lookPath finds a program on the lab's search path.
+func lookPath(name string) (string, error) {
+	for _, dir := range filepath.SplitList(path()) {
+		file := filepath.Join(dir, name)
+		if info, err := os.Stat(file); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
+			return file, nil
+		}
+	}
+	return "", fault.New("sudo make up installs what is missing", "there is no %s on this machine", name)
+}
+
+// pluginDir finds the CNI programs.
+func pluginDir() (string, error) {
+	for _, dir := range []string{"/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"} {
+		complete := true
+		for _, plugin := range []string{"ptp", "host-local", "portmap", "loopback"} {
+			_, err := os.Stat(filepath.Join(dir, plugin))
+			complete = complete && err == nil
+		}
+		if complete {
+			return dir, nil
+		}
+	}
+	return "", fault.New("sudo make up installs what is missing", "there are no CNI plugins on this machine")
 }
 
 // programs fails with the command that builds the first program which is missing.
@@ -58,7 +137,7 @@ func target(name, kubernetes string) string {
 		return "make build"
 	case "envoy":
 		return "make envoy"
-	case "selvage-kube", "selvage-dns", "kubectl":
+	case "selvage-kube", "selvage-dns", "selvage-pause", "kubectl":
 		return "make lab"
 	}
 	return "make lab K8S_VERSION=" + kubernetes

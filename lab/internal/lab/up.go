@@ -7,11 +7,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/selvage-mesh/selvage/lab/internal/cluster"
 	"github.com/selvage-mesh/selvage/lab/internal/fault"
 	"github.com/selvage-mesh/selvage/lab/internal/netns"
+	"github.com/selvage-mesh/selvage/lab/internal/node"
 	"github.com/selvage-mesh/selvage/lab/internal/proc"
 	"github.com/selvage-mesh/selvage/lab/internal/state"
 )
@@ -56,8 +58,25 @@ func Up(ctx context.Context, cfg Config) (*state.Dir, error) {
 	return nil, err
 }
 
+// up is the order of things. What does not wait for another runs at the same time.
 func (l *Lab) up(ctx context.Context) error {
-	return l.controlPlane(ctx)
+	if err := l.base(); err != nil {
+		return err
+	}
+	err := together(ctx, l.serve, l.runtime)
+	if err != nil {
+		return err
+	}
+	return together(ctx, l.control, l.nodeReady, l.images)
+}
+
+// together runs the steps at the same time and returns the first error, which ends the others.
+func together(ctx context.Context, steps ...func(context.Context) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, s := range steps {
+		group.Go(func() error { return s(ctx) })
+	}
+	return group.Wait()
 }
 
 // settle decides between a new lab and the one that is there, after ending one that cannot be used.
@@ -92,6 +111,9 @@ func (l *Lab) settle(ctx context.Context) (fresh bool, err error) {
 	return true, l.dir.Update(func(s *state.Lab) {
 		*s = state.Lab{Addresses: map[string]string{}, Processes: map[string]int{}, Identities: map[string]proc.ID{}}
 		s.Level, s.Namespace, s.Host, s.Revision = l.level, l.network, host, l.Revision
+		if l.level == 2 {
+			s.Cgroup, s.Run = l.dir.Name(), runDir(l.dir)
+		}
 	})
 }
 
@@ -102,7 +124,11 @@ func usable(was state.Lab) bool {
 		return false
 	}
 	self, err := proc.Identify(os.Getpid())
-	return err == nil && self.Boot == api.Boot && (was.Namespace == "" || netns.Exists(was.Namespace))
+	if err != nil || self.Boot != api.Boot || was.Namespace != "" && !netns.Exists(was.Namespace) {
+		return false
+	}
+	// The mounts of a node live as long as one of these.
+	return was.Level < 2 || was.Identities[node.Containerd].Alive() || was.Identities[node.Kubelet].Alive()
 }
 
 // same refuses to turn a running lab into another kind of lab.
@@ -153,4 +179,3 @@ func prepareDir(dir *state.Dir) error {
 	}
 	return nil
 }
-

@@ -39,6 +39,9 @@ type Lab struct {
 	// Cgroup is the parent of the pods' cgroups, Run the folder of the container runtime's sockets; "" at level 1.
 	Cgroup string `json:"cgroup,omitempty"`
 	Run    string `json:"run,omitempty"`
+	// Made are folders of the machine that had to be made; Images the keys of the images that the node has, by name.
+	Made   []string          `json:"made,omitempty"`
+	Images map[string]string `json:"images,omitempty"`
 	// Ports are those in use by port name, so that a repaired lab keeps them.
 	Ports map[string]int `json:"ports"`
 
@@ -109,6 +112,9 @@ func (d *Dir) Update(change func(*Lab)) error {
 	}
 	if d.lab.Addresses == nil {
 		d.lab.Addresses = map[string]string{}
+	}
+	if d.lab.Images == nil {
+		d.lab.Images = map[string]string{}
 	}
 	if d.lab.Identities == nil {
 		d.lab.Identities = map[string]proc.ID{}
