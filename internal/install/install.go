@@ -1,0 +1,194 @@
+// Package install knows every object that makes up a control plane in a cluster: it renders them (Render, pure), applies
+// them in the order in which they can work (Installer.Install), and takes them away again (Installer.Uninstall).
+//
+// Everything it makes carries the label app.kubernetes.io/managed-by=selvage. What exists under one of its names without
+// that label belongs to somebody else, and nothing is changed then.
+package install
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"istio.io/api/label"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// Names and labels that other parts of Selvage, and people's runbooks, rely on.
+const (
+	Namespace       = "istio-system"
+	DefaultRevision = "default" // the revision that "" stands for; its objects carry no suffix
+
+	OwnerLabel = "app.kubernetes.io/managed-by"
+	Owner      = "selvage"
+
+	// FieldManager owns what the installer applies. The caBundle of webhooks is never among it: the control plane's own
+	// manager keeps that, so that installing again cannot wipe it.
+	FieldManager = "selvage-install"
+
+	// ReaderAccount is the service account whose tokens may read the control plane's debug pages.
+	ReaderAccount = "selvage-reader"
+	// ReaderAudience is the audience of such a token.
+	ReaderAudience = "selvage"
+	// DebugPath is what ReaderAccount may GET.
+	DebugPath = "/debug/syncz"
+
+	appLabel = "app"
+	appName  = "istiod"
+)
+
+// Ports of the control plane.
+const (
+	XDSPort     = 15012
+	WebhookPort = 15017
+	HTTPPort    = 15014
+)
+
+// Options say what to install. The zero value is not usable: call Default.
+type Options struct {
+	Revision    string // "" or "default" for the default revision
+	Version     string // the release, for a human to read
+	Image       string // selvaged, in full: docker.io/selvage/selvaged:1.0.0
+	ProxyImage  string // the sidecar and its init container
+	PullPolicy  string // of the control plane's image; "" leaves it to Kubernetes
+	Replicas    int32
+	ClusterID   string
+	TrustDomain string // "" for the mesh configuration's, which is cluster.local when that says nothing
+	LogLevel    string // of selvaged; "" for its default
+
+	// Endpoint leads the control plane's Service to a selvaged that runs outside the cluster, instead of a Deployment.
+	Endpoint *Endpoint
+	// WebhookURL, such as https://127.0.0.1:15017, makes the API server call the webhook there instead of by the Service.
+	WebhookURL string
+
+	MeshConfig []byte // YAML of a MeshConfig that replaces the built-in one; nil for that
+	SkipCRDs   bool   // use the custom resource definitions that the cluster has
+}
+
+// Default gives the options of a plain installation of one release.
+func Default(version string) Options {
+	o := Options{Version: version, Replicas: 2, ClusterID: "Kubernetes", PullPolicy: "IfNotPresent"}
+	return o.WithImages("docker.io/selvage", version)
+}
+
+// WithImages gives o with both images from one registry and of one tag.
+func (o Options) WithImages(registry, tag string) Options {
+	registry = strings.TrimSuffix(registry, "/")
+	o.Image = registry + "/selvaged:" + tag
+	o.ProxyImage = registry + "/proxy:" + tag
+	return o
+}
+
+// revision is the name that labels carry.
+func (o Options) revision() string {
+	if o.Revision == "" {
+		return DefaultRevision
+	}
+	return o.Revision
+}
+
+// Name is base for the default revision and base-REV for any other.
+func (o Options) Name(base string) string {
+	if o.revision() == DefaultRevision {
+		return base
+	}
+	return base + "-" + o.Revision
+}
+
+// inCluster reports whether selvaged runs as a Deployment.
+func (o Options) inCluster() bool { return o.Endpoint == nil && o.WebhookURL == "" }
+
+// labels are those of an object that belongs to this revision alone.
+func (o Options) labels() map[string]string {
+	return map[string]string{OwnerLabel: Owner, label.IoIstioRev.Name: o.revision(), appLabel: appName}
+}
+
+// selector matches this revision's control plane pods.
+func (o Options) selector() map[string]string {
+	return map[string]string{appLabel: appName, label.IoIstioRev.Name: o.revision()}
+}
+
+// sharedLabels are those of an object that all revisions share.
+func sharedLabels() map[string]string { return map[string]string{OwnerLabel: Owner} }
+
+var imageReference = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$`)
+
+// Validate reports the first option that cannot be used.
+func (o Options) Validate() error {
+	// The longest name made of it is a Service's, which is a DNS label.
+	if problems := validation.IsDNS1123Label(o.Name(appName)); len(problems) > 0 {
+		return fmt.Errorf("revision %q cannot be used in names such as %s: %s", o.Revision, o.Name(appName), problems[0])
+	}
+	for _, image := range []string{o.Image, o.ProxyImage} {
+		if !imageReference.MatchString(image) {
+			return fmt.Errorf("image %q is not a reference such as docker.io/selvage/selvaged:1.0.0", image)
+		}
+	}
+	if o.inCluster() && o.Replicas < 1 {
+		return fmt.Errorf("replicas is %d: a control plane needs at least 1", o.Replicas)
+	}
+	if o.ClusterID == "" {
+		return fmt.Errorf("the cluster's id may not be empty")
+	}
+	if o.WebhookURL == "" {
+		return nil
+	}
+	u, err := url.Parse(o.WebhookURL)
+	if err != nil || u.Scheme != "https" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
+		return fmt.Errorf("webhook URL %q is not of the form https://HOST:PORT", o.WebhookURL)
+	}
+	return nil
+}
+
+// Endpoint is a selvaged that runs outside the cluster, as the API server and the nodes reach it.
+type Endpoint struct {
+	Address            netip.Addr
+	XDS, Webhook, HTTP int32
+}
+
+// ParseEndpoint reads ADDRESS[:xds=PORT,webhook=PORT,http=PORT]; IPv6 addresses with ports go in brackets.
+func ParseEndpoint(s string) (*Endpoint, error) {
+	host, ports := s, ""
+	if rest, ok := strings.CutPrefix(s, "["); ok {
+		var after string
+		if host, after, ok = strings.Cut(rest, "]"); !ok {
+			return nil, fmt.Errorf("endpoint %q: the bracket is not closed", s)
+		}
+		ports = strings.TrimPrefix(after, ":")
+	} else if _, err := netip.ParseAddr(s); err != nil {
+		host, ports, _ = strings.Cut(s, ":")
+	}
+	address, err := netip.ParseAddr(host)
+	if err != nil {
+		return nil, fmt.Errorf("endpoint %q: %q is not an IP address", s, host)
+	}
+	if address.IsLoopback() || address.IsUnspecified() || address.IsLinkLocalUnicast() || address.IsMulticast() {
+		return nil, fmt.Errorf("endpoint %q: Kubernetes refuses loopback, link-local and multicast addresses in a Service; "+
+			"use an address of a network interface, or --webhook-url https://%s", s, netip.AddrPortFrom(address, WebhookPort))
+	}
+	e := &Endpoint{Address: address, XDS: XDSPort, Webhook: WebhookPort, HTTP: HTTPPort}
+	if ports == "" {
+		return e, nil
+	}
+	for pair := range strings.SplitSeq(ports, ",") {
+		name, value, _ := strings.Cut(pair, "=")
+		port, err := strconv.ParseUint(value, 10, 16)
+		if err != nil || port == 0 {
+			return nil, fmt.Errorf("endpoint %q: %q is not NAME=PORT", s, pair)
+		}
+		switch name {
+		case "xds":
+			e.XDS = int32(port)
+		case "webhook":
+			e.Webhook = int32(port)
+		case "http":
+			e.HTTP = int32(port)
+		default:
+			return nil, fmt.Errorf("endpoint %q: there is no port %q: xds, webhook and http are", s, name)
+		}
+	}
+	return e, nil
+}

@@ -1,0 +1,100 @@
+package install
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// grant is one right of the control plane and its reason. The lists are separated by spaces, so that the tables below read
+// as tables; group "core" is Kubernetes' "".
+type grant struct {
+	why       string
+	group     string
+	resources string
+	names     string // only these objects; "" for all. RBAC cannot narrow a create by name
+	verbs     string
+}
+
+// clusterGrants hold in every namespace and for objects of the cluster.
+var clusterGrants = []grant{
+	{"the world that proxies are told of", "core", "namespaces nodes pods services", "", "get list watch"},
+	{"the endpoints behind services", "discovery.k8s.io", "endpointslices", "", "get list watch"},
+	{"mesh policy", "security.istio.io", "peerauthentications", "", "get list watch"},
+	{"keep the caBundle of webhooks right", "admissionregistration.k8s.io",
+		"mutatingwebhookconfigurations validatingwebhookconfigurations", "", "get list watch patch"},
+	{"the mesh's root in every namespace", "core", "configmaps", rootConfig, "get list watch patch update"},
+	{"the mesh's root in a new namespace", "core", "configmaps", "", "create"},
+	{"who is calling: proxies that want a certificate or configuration", "authentication.k8s.io", "tokenreviews", "", "create"},
+	{"may that caller read the debug pages", "authorization.k8s.io", "subjectaccessreviews", "", "create"},
+	{"say on the object itself what is wrong with it", "core", "events", "", "create patch"},
+	{"the same, in the newer API", "events.k8s.io", "events", "", "create patch"},
+}
+
+// namespaceGrants hold in the control plane's own namespace.
+func (o Options) namespaceGrants() []grant {
+	return []grant{
+		{"mesh and injector configuration", "core", "configmaps", o.Name("istio") + " " + o.Name("istio-sidecar-injector"), "get list watch"},
+		{"the signing key of the mesh", "core", "secrets", rootSecret, "get list watch"},
+		{"make the signing key of the mesh", "core", "secrets", "", "create"},
+		{"one writer at a time", "coordination.k8s.io", "leases", "", "create get list watch update patch"},
+	}
+}
+
+// rules gives the grants as Kubernetes wants them.
+func rules(grants []grant) []rbacv1.PolicyRule {
+	out := make([]rbacv1.PolicyRule, 0, len(grants))
+	for _, g := range grants {
+		group := g.group
+		if group == "core" {
+			group = ""
+		}
+		out = append(out, rbacv1.PolicyRule{
+			APIGroups: []string{group}, Resources: strings.Fields(g.resources),
+			ResourceNames: strings.Fields(g.names), Verbs: strings.Fields(g.verbs),
+		})
+	}
+	return out
+}
+
+// access gives the service accounts with their rights: the control plane's, for this revision, and the reader's, shared.
+func (o Options) access() []runtime.Object {
+	account, cluster := o.Name(appName), o.clusterRole()
+	reader := Owner + "-debug-reader"
+	return []runtime.Object{
+		&corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.meta(account)},
+		&corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: sharedMeta(ReaderAccount, Namespace)},
+		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(cluster), Rules: rules(clusterGrants)},
+		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: sharedMeta(reader, ""), Rules: []rbacv1.PolicyRule{
+			{NonResourceURLs: []string{DebugPath}, Verbs: []string{"get"}},
+		}},
+		&rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: o.clusterMeta(cluster),
+			RoleRef: roleRef("ClusterRole", cluster), Subjects: subject(account)},
+		&rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: sharedMeta(reader, ""),
+			RoleRef: roleRef("ClusterRole", reader), Subjects: subject(ReaderAccount)},
+		&rbacv1.Role{TypeMeta: rbacType("Role"), ObjectMeta: o.meta(account), Rules: rules(o.namespaceGrants())},
+		&rbacv1.RoleBinding{TypeMeta: rbacType("RoleBinding"), ObjectMeta: o.meta(account),
+			RoleRef: roleRef("Role", account), Subjects: subject(account)},
+	}
+}
+
+// clusterRole is named as Istio's.
+func (o Options) clusterRole() string {
+	if o.revision() == DefaultRevision {
+		return "istiod-clusterrole-" + Namespace
+	}
+	return "istiod-clusterrole-" + o.Revision + "-" + Namespace
+}
+
+func rbacType(kind string) metav1.TypeMeta { return typeMeta(rbacv1.SchemeGroupVersion.String(), kind) }
+
+func roleRef(kind, name string) rbacv1.RoleRef {
+	return rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: kind, Name: name}
+}
+
+func subject(account string) []rbacv1.Subject {
+	return []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: account, Namespace: Namespace}}
+}

@@ -1,0 +1,277 @@
+package install
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"istio.io/api/annotation"
+	"istio.io/api/label"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+const sliceMaker = discoveryv1.LabelManagedBy
+
+// Names of what the control plane itself keeps in the cluster.
+const (
+	rootSecret = "istio-ca-secret"    // the signing key, in Namespace
+	rootConfig = "istio-ca-root-cert" // the root certificate, in every namespace
+)
+
+// Removal is what Uninstall takes and what it leaves.
+type Removal struct {
+	Removed []string `json:"removed"` // as in "Deployment istio-system/istiod", in the order of their removal
+	Kept    []string `json:"kept"`    // with the reason
+	// Injected counts the pods that still run a sidecar of this revision.
+	Injected int `json:"injectedPods"`
+}
+
+// RemoveOptions say what to uninstall.
+type RemoveOptions struct {
+	Revision string // "" for the default one
+	// Purge also takes the custom resources with their definitions, the CA's key, and the namespace.
+	Purge  bool
+	DryRun bool // only say what would go
+}
+
+// revisionSelector matches what belongs to one revision alone.
+func revisionSelector(o Options) string { return label.IoIstioRev.Name + "=" + o.revision() }
+
+// Uninstall removes one revision, and with the last one what the revisions share. The order is such that nothing waits for
+// what is gone: webhooks first, so that pods can be created again; then the control plane, and its rights, so that it cannot
+// put back what goes after it. It does not need the control plane, and what is gone already is not missed.
+func (i *Installer) Uninstall(ctx context.Context, ro RemoveOptions) (*Removal, error) {
+	r := &remover{Installer: i, options: Options{Revision: ro.Revision}, dryRun: ro.DryRun, out: &Removal{}}
+	others, err := r.otherRevisions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	mine := revisionSelector(r.options)
+	for _, kind := range []kindRef{mutatingWebhooks, validatingWebhooks, deployments, disruptionBudgets} {
+		if err := r.removeOwned(ctx, kind, mine); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.waitForPods(ctx); err != nil {
+		return nil, err
+	}
+	for _, kind := range []kindRef{clusterBindings, roleBindings, clusterRoles, roles, services, endpointSlices, configMaps, leases, serviceAccounts} {
+		if err := r.removeOwned(ctx, kind, mine); err != nil {
+			return nil, err
+		}
+	}
+	if len(others) > 0 {
+		r.out.Kept = append(r.out.Kept, "what all revisions share: still installed: "+list(others))
+	} else if err := r.removeShared(ctx, ro.Purge); err != nil {
+		return nil, err
+	}
+	r.out.Injected, err = r.injectedPods(ctx)
+	return r.out, err
+}
+
+// remover is one run of Uninstall.
+type remover struct {
+	*Installer
+	options Options
+	dryRun  bool
+	out     *Removal
+}
+
+// otherRevisions are those that Selvage has installed beside the one that goes.
+func (r *remover) otherRevisions(ctx context.Context) ([]string, error) {
+	var names []string
+	for _, kind := range []kindRef{services, mutatingWebhooks} {
+		objects, err := r.owned(ctx, kind, label.IoIstioRev.Name+","+label.IoIstioRev.Name+"!="+r.options.revision())
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range objects {
+			names = append(names, revisionOf(&u))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// removeOwned removes the objects of one kind that carry our label and match the selector.
+func (r *remover) removeOwned(ctx context.Context, kind kindRef, selector string) error {
+	objects, err := r.owned(ctx, kind, selector)
+	if err != nil {
+		return err
+	}
+	for _, u := range objects {
+		if copied(&u) {
+			continue // it goes with what it was copied from
+		}
+		if err := r.drop(ctx, kind, &u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drop removes one object and writes it down.
+func (r *remover) drop(ctx context.Context, kind kindRef, u *unstructured.Unstructured) error {
+	if !r.dryRun {
+		if err := r.remove(ctx, kind, u); err != nil {
+			return err
+		}
+	}
+	r.out.Removed = append(r.out.Removed, describe(u))
+	if kind == definitionsKind {
+		return nil // all of them are one line
+	}
+	if r.dryRun {
+		r.say("  %s would be removed", describe(u))
+	} else {
+		r.say("  %s removed", describe(u))
+	}
+	return nil
+}
+
+// remove deletes the very object that was seen; that it is gone already is fine.
+func (i *Installer) remove(ctx context.Context, kind kindRef, u *unstructured.Unstructured) error {
+	foreground, uid := metav1.DeletePropagationForeground, u.GetUID()
+	options := metav1.DeleteOptions{PropagationPolicy: &foreground}
+	if uid != "" {
+		options.Preconditions = &metav1.Preconditions{UID: &uid}
+	}
+	err := i.at(kind, u.GetNamespace()).Delete(ctx, u.GetName(), options)
+	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // a conflict: another object of that name by now
+		return nil
+	}
+	return fmt.Errorf("delete %s: %w", describe(u), err)
+}
+
+// waitForPods waits until the control plane has ended: a running one would put its objects back.
+func (r *remover) waitForPods(ctx context.Context) error {
+	if r.dryRun {
+		return nil
+	}
+	selector := appLabel + "=" + appName + "," + revisionSelector(r.options)
+	return r.until(ctx, "the control plane's pods to end", func(ctx context.Context) (bool, string, error) {
+		list, err := r.kubernetes.CoreV1().Pods(Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+		if err != nil {
+			return false, "", fmt.Errorf("list pods of the control plane: %w", err)
+		}
+		owned := slices.DeleteFunc(list.Items, ownerless)
+		return len(owned) == 0, fmt.Sprintf("%d left", len(owned)), nil
+	})
+}
+
+// removeShared removes what the last revision leaves. The mesh's state, which is the user's, stays unless it is purged.
+func (r *remover) removeShared(ctx context.Context, purge bool) error {
+	for _, kind := range []kindRef{clusterBindings, clusterRoles, serviceAccounts, leases, configMaps} {
+		if err := r.removeOwned(ctx, kind, "!"+label.IoIstioRev.Name); err != nil {
+			return err
+		}
+	}
+	if err := r.removeDefinitions(ctx, purge); err != nil {
+		return err
+	}
+	if err := r.removeRootSecret(ctx, purge); err != nil {
+		return err
+	}
+	return r.removeNamespace(ctx)
+}
+
+// removeDefinitions removes the custom resource definitions, and with them every custom resource: so only those of which none
+// exists, unless all may go.
+func (r *remover) removeDefinitions(ctx context.Context, purge bool) error {
+	definitions, err := r.owned(ctx, definitionsKind, "")
+	if err != nil {
+		return err
+	}
+	used := make([]bool, len(definitions))
+	if err := each(ctx, definitions, func(ctx context.Context, n int, crd unstructured.Unstructured) error {
+		used[n], err = r.hasResources(ctx, &crd)
+		return err
+	}); err != nil {
+		return err
+	}
+	if !purge && slices.Contains(used, true) {
+		for n, crd := range definitions {
+			if used[n] {
+				r.out.Kept = append(r.out.Kept, describe(&crd)+": resources of this kind exist; --purge removes both")
+			}
+		}
+		if count := len(definitions) - len(r.out.Kept); count > 0 {
+			r.out.Kept = append(r.out.Kept, fmt.Sprintf("the %d other custom resource definitions, for the same reason", count))
+		}
+		return nil
+	}
+	for _, crd := range definitions {
+		if err := r.drop(ctx, definitionsKind, &crd); err != nil {
+			return err
+		}
+	}
+	if len(definitions) > 0 {
+		r.say("  %d CustomResourceDefinitions of Istio's API", len(definitions))
+	}
+	if r.dryRun {
+		return nil
+	}
+	return r.until(ctx, "custom resource definitions to go", func(ctx context.Context) (bool, string, error) {
+		left, err := r.owned(ctx, definitionsKind, "")
+		return err == nil && len(left) == 0, fmt.Sprintf("%d left", len(left)), err
+	})
+}
+
+// hasResources reports whether any custom resource of the definition's kind exists.
+func (r *remover) hasResources(ctx context.Context, crd *unstructured.Unstructured) (bool, error) {
+	group, _, _ := unstructured.NestedString(crd.Object, "spec", "group")
+	plural, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "plural")
+	kind, _, _ := unstructured.NestedString(crd.Object, "spec", "names", "kind")
+	versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")
+	for _, v := range versions {
+		version, _ := v.(map[string]any)
+		if name, _ := version["name"].(string); version["served"] == true {
+			one := kindOf(group, name, plural, kind, true)
+			list, err := r.at(one, metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1})
+			if apierrors.IsNotFound(err) {
+				return false, nil // the definition is on its way out, or was never served
+			}
+			if err != nil {
+				return false, fmt.Errorf("list %s: %w", plural, err)
+			}
+			return len(list.Items) > 0, nil
+		}
+	}
+	return false, nil
+}
+
+// removeRootSecret removes the CA's key only when asked: every certificate in the mesh hangs on it.
+func (r *remover) removeRootSecret(ctx context.Context, purge bool) error {
+	secret, err := r.get(ctx, secrets, Namespace, rootSecret)
+	if err != nil || secret == nil {
+		return err
+	}
+	switch {
+	case !isOurs(secret):
+		r.out.Kept = append(r.out.Kept, describe(secret)+": Selvage did not make it")
+		return nil
+	case !purge:
+		r.out.Kept = append(r.out.Kept, describe(secret)+": the mesh's signing key, so that a new installation trusts the same certificates; --purge removes it")
+		return nil
+	}
+	return r.drop(ctx, secrets, secret)
+}
+
+// injectedPods counts the running pods that have a sidecar of this revision.
+func (r *remover) injectedPods(ctx context.Context) (int, error) {
+	list, err := r.kubernetes.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: label.SecurityTlsMode.Name})
+	if err != nil {
+		return 0, fmt.Errorf("list pods with a sidecar: %w", err)
+	}
+	count := 0
+	for _, pod := range list.Items {
+		if pod.Annotations[annotation.SidecarStatus.Name] != "" && pod.Annotations[label.IoIstioRev.Name] == r.options.revision() {
+			count++
+		}
+	}
+	return count, nil
+}
