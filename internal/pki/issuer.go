@@ -7,9 +7,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -201,4 +203,10 @@ func (i *Issuer) leaf(key crypto.PublicKey, lifetime time.Duration, now time.Tim
 		template.KeyUsage |= x509.KeyUsageKeyEncipherment
 	}
 	return template, nil
+}
+
+// Fingerprint is the SHA-256 of the issuer's certificate in hexadecimal, as `openssl x509 -fingerprint -sha256` without colons.
+func (i *Issuer) Fingerprint() string {
+	sum := sha256.Sum256(i.cert.Raw)
+	return hex.EncodeToString(sum[:])
 }

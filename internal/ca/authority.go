@@ -1,0 +1,239 @@
+// Package ca is the mesh's certificate authority: it keeps the root in a Secret, signs workloads' certificates over gRPC for
+// callers that it has authenticated, and hands out the control plane's own serving certificates.
+//
+// Every replica signs with the same root. The Secret is the only state: replicas race to create it and the API server lets one
+// win, so no lease is needed. A Secret that cannot be read as a root is never overwritten, because the key in it may be the only
+// copy of what every workload trusts.
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/pki"
+)
+
+// Config says whose authority this is. Only Kubernetes, TrustDomain and Log are needed; a zero value elsewhere is the default
+// that its comment names.
+type Config struct {
+	Kubernetes    kubernetes.Interface
+	Namespace     string // where the control plane and its Secret are; "istio-system"
+	TrustDomain   string // of every identity, such as "cluster.local"
+	Revision      string // "" or "default": the revision whose names have no suffix
+	ClusterDomain string // suffix of service names; "cluster.local"
+	// ExtraNames are further DNS names and IP addresses in the serving certificate, for a control plane outside the cluster.
+	ExtraNames []string
+
+	WorkloadLifetime    time.Duration // of a certificate when the caller asks for none; 24 h
+	MaxWorkloadLifetime time.Duration // longest that a caller may ask for; 90 days
+	ServingLifetime     time.Duration // of the control plane's own certificates, renewed at half of it; 24 h
+
+	// CertificatesPerSecond and CertificateBurst limit what one identity may have signed; 200 and 2,000. A deployment's replicas
+	// share an identity, so a burst covers a restart of a big one.
+	CertificatesPerSecond float64
+	CertificateBurst      int
+
+	Registerer prometheus.Registerer // nil: metrics are kept but not shown
+	Log        *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	defaultTo(&c.Namespace, "istio-system")
+	defaultTo(&c.ClusterDomain, "cluster.local")
+	defaultTo(&c.WorkloadLifetime, 24*time.Hour)
+	defaultTo(&c.MaxWorkloadLifetime, 90*24*time.Hour)
+	defaultTo(&c.ServingLifetime, 24*time.Hour)
+	defaultTo(&c.CertificatesPerSecond, 200)
+	defaultTo(&c.CertificateBurst, 2000)
+	return c
+}
+
+func defaultTo[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Authority signs for the mesh. All methods are safe for concurrent use. Until Run has loaded the root, handshakes and requests
+// fail with what it is waiting for.
+type Authority struct {
+	config  Config
+	log     *slog.Logger
+	metrics *metrics
+	tokens  *reviewer
+	limits  *limits
+	serving serving
+
+	root atomic.Pointer[root]
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when root changes
+	problem *diag.Problem // what keeps the Secret from being used, nil when nothing does
+}
+
+// root is one root with what is derived from it. Immutable.
+type root struct {
+	issuer *pki.Issuer
+	tls    *tls.Config // of 15012, with client certificates checked against this root
+}
+
+// New checks the configuration and gives an authority that does nothing yet.
+func New(config Config) (*Authority, error) {
+	config = config.withDefaults()
+	if config.Kubernetes == nil || config.Log == nil {
+		return nil, errors.New("configure CA: a Kubernetes client and a logger are needed")
+	}
+	if err := pki.ValidateTrustDomain(config.TrustDomain); err != nil {
+		return nil, fmt.Errorf("configure CA: %w", err)
+	}
+	if config.WorkloadLifetime > config.MaxWorkloadLifetime {
+		return nil, fmt.Errorf("configure CA: the default lifetime of a certificate, %s, is above the longest allowed, %s",
+			config.WorkloadLifetime, config.MaxWorkloadLifetime)
+	}
+	a := &Authority{config: config, log: config.Log, changed: make(chan struct{})}
+	var err error
+	if a.metrics, err = newMetrics(config.Registerer, a.rootExpiry); err != nil {
+		return nil, fmt.Errorf("configure CA: register metrics: %w", err)
+	}
+	a.tokens = newReviewer(config.Kubernetes, tokenAudience, a.metrics.reviews)
+	a.limits = newLimits(config.CertificatesPerSecond, config.CertificateBurst)
+	return a, nil
+}
+
+// Ready is nil when the authority can sign, else it says what it waits for and what to do about it.
+func (a *Authority) Ready() error {
+	_, err := a.current()
+	return err
+}
+
+// current is the root to sign with.
+func (a *Authority) current() (*root, error) {
+	if r := a.root.Load(); r != nil {
+		return r, nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.problem != nil {
+		return nil, problemError{*a.problem}
+	}
+	return nil, fmt.Errorf("the root in Secret %s/%s is not loaded yet", a.config.Namespace, secretName)
+}
+
+// Problems is what is wrong with the root's Secret now. There may be problems while Ready is nil: a Secret that was broken
+// later does not stop an authority that holds a good root.
+func (a *Authority) Problems() []diag.Problem {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.problem == nil {
+		return nil
+	}
+	return []diag.Problem{*a.problem}
+}
+
+// RootPEM is what every peer of the mesh must trust, in PEM; nil before the root is loaded. Callers must not change it.
+func (a *Authority) RootPEM() []byte {
+	pem, _ := a.Roots()
+	return pem
+}
+
+// Roots is RootPEM together with a channel that is closed when it is no longer so.
+func (a *Authority) Roots() (rootPEM []byte, changed <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if r := a.root.Load(); r != nil {
+		rootPEM = r.issuer.RootPEM()
+	}
+	return rootPEM, a.changed
+}
+
+// adopt makes issuer the root to sign with, unless it is already.
+func (a *Authority) adopt(issuer *pki.Issuer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before := a.root.Load()
+	if before != nil && bytes.Equal(before.issuer.RootPEM(), issuer.RootPEM()) {
+		return
+	}
+	a.root.Store(&root{issuer: issuer, tls: a.clientVerifyingTLS(issuer)})
+	close(a.changed)
+	a.changed = make(chan struct{})
+
+	attrs := []any{"subject", issuer.Subject(), "sha256", issuer.Fingerprint(), "notAfter", issuer.NotAfter().UTC()}
+	if before == nil {
+		a.log.Info("root certificate loaded", attrs...)
+	} else {
+		a.log.Warn("root certificate replaced: workloads that trust only the former one must be restarted",
+			append(attrs, "former", before.issuer.Fingerprint())...)
+	}
+	if left := time.Until(issuer.NotAfter()); left < 30*24*time.Hour {
+		a.log.Warn("root certificate is about to expire", append(attrs, "left", left.Round(time.Minute))...)
+	}
+}
+
+// rootExpiry is when the root ends, the zero time when there is none.
+func (a *Authority) rootExpiry() time.Time {
+	if r := a.root.Load(); r != nil {
+		return r.issuer.NotAfter()
+	}
+	return time.Time{}
+}
+
+// setProblem remembers what is wrong with the Secret, nil for nothing, and logs it when it is new.
+func (a *Authority) setProblem(p *diag.Problem) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before := a.problem
+	a.problem = p
+	switch {
+	case p != nil && (before == nil || *before != *p):
+		a.log.Error("root Secret cannot be used", "problem", p.String(), "signing", a.root.Load() != nil)
+	case p == nil && before != nil:
+		a.log.Info("root Secret can be used again", "secret", a.config.Namespace+"/"+secretName)
+	}
+}
+
+// problemError is a problem as an error.
+type problemError struct{ diag.Problem }
+
+func (e problemError) Error() string {
+	return fmt.Sprintf("%s: %s; %s", e.Object, e.Detail, e.Hint)
+}
+
+// Run loads the root, or creates it, and follows the Secret until ctx ends. It returns nil then; everything else it retries.
+func (a *Authority) Run(ctx context.Context) error {
+	dirty, stop := a.watchSecret(ctx)
+	defer stop()
+	const first, longest = 100 * time.Millisecond, 30 * time.Second
+	delay := first
+	for {
+		var retry <-chan time.Time
+		problem := a.sync(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if a.setProblem(problem); problem != nil {
+			retry = time.After(delay)
+			delay = min(2*delay, longest)
+		} else {
+			delay = first
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-dirty:
+		case <-retry:
+		}
+	}
+}
