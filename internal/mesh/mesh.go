@@ -21,6 +21,9 @@ type Model struct {
 	Endpoints map[EndpointKey]*EndpointSet
 	// Workloads are the pods, by namespace and name.
 	Workloads map[WorkloadKey]*Workload
+	// Memo is what the translator keeps in order to make the next model from this one. Nobody else reads it, and it is nil
+	// in a model that was written by hand.
+	Memo any
 }
 
 // Settings are the mesh-wide values, of the mesh configuration and the root namespace.

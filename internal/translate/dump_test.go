@@ -1,0 +1,178 @@
+package translate_test
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/index"
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+// parse reads a stream of YAML objects of the kinds that are indexed.
+func parse(t testing.TB, stream string) (objects []any) {
+	t.Helper()
+	for doc := range strings.SplitSeq("\n"+stream, "\n---") {
+		if strings.TrimSpace(doc) == "" {
+			continue
+		}
+		var head struct{ Kind string }
+		if err := yaml.Unmarshal([]byte(doc), &head); err != nil {
+			t.Fatalf("parse object: %v\n%s", err, doc)
+		}
+		made := map[string]func() any{
+			"Namespace":          func() any { return &corev1.Namespace{} },
+			"Node":               func() any { return &corev1.Node{} },
+			"Service":            func() any { return &corev1.Service{} },
+			"Pod":                func() any { return &corev1.Pod{} },
+			"ConfigMap":          func() any { return &corev1.ConfigMap{} },
+			"EndpointSlice":      func() any { return &discoveryv1.EndpointSlice{} },
+			"PeerAuthentication": func() any { return &securityv1.PeerAuthentication{} },
+		}[head.Kind]
+		if made == nil {
+			t.Fatalf("parse object: kind %q is not one of the test's\n%s", head.Kind, doc)
+		}
+		obj := made()
+		if err := yaml.UnmarshalStrict([]byte(doc), obj); err != nil {
+			t.Fatalf("parse %s: %v\n%s", head.Kind, err, doc)
+		}
+		objects = append(objects, obj)
+	}
+	return objects
+}
+
+func newBuilder(t testing.TB, objects ...any) *index.Builder {
+	t.Helper()
+	b, err := index.New(index.Config{Namespace: "istio-system"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(t, b, objects...)
+	return b
+}
+
+func set(t testing.TB, b *index.Builder, objects ...any) {
+	t.Helper()
+	for _, o := range objects {
+		if err := b.Set(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// dump writes a model and its problems so that people can review them. Everything a model says is in it.
+func dump(m *mesh.Model, problems []diag.Problem) string {
+	var b strings.Builder
+	s := *m.Settings
+	fmt.Fprintf(&b, "settings %s root namespace %s, cluster domain %s, connect timeout %d ms", s.TrustDomain, s.RootNamespace, s.ClusterDomain, s.ConnectTimeoutMillis)
+	if s.BlackHoleUnknown {
+		b.WriteString(", unknown refused")
+	}
+	if s.AccessLogFile != "" {
+		fmt.Fprintf(&b, ", log %s json=%t %q", s.AccessLogFile, s.AccessLogJSON, s.AccessLogFormat)
+	}
+	fmt.Fprintf(&b, "%s\n", from(s.Refs))
+	for _, svc := range m.Outbound.Services {
+		fmt.Fprintf(&b, "service %s (%s/%s)%s", svc.Host, svc.Namespace, svc.Name, list(" at", svc.Addresses))
+		if svc.Headless {
+			b.WriteString(" headless")
+		}
+		if svc.ExternalName != "" {
+			b.WriteString(" is " + string(svc.ExternalName))
+		}
+		b.WriteString(from(svc.Refs) + "\n")
+		for _, p := range svc.Ports {
+			fmt.Fprintf(&b, "  port %d %q %s%s\n", p.Number, p.Name, p.Protocol, list(" as", p.Identities))
+			set := m.Endpoints[mesh.EndpointKey{Host: svc.Host, Port: p.Number}]
+			for _, e := range set.Endpoints {
+				b.WriteString("    " + endpoint(e) + "\n")
+			}
+			fmt.Fprintf(&b, "    %s\n", strings.TrimSpace(from(set.Refs)))
+		}
+	}
+	keys := slices.SortedFunc(maps.Keys(m.Workloads), func(a, b mesh.WorkloadKey) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	names := map[*mesh.Inbound]string{}
+	for _, k := range keys {
+		w := m.Workloads[k]
+		fmt.Fprintf(&b, "workload %s/%s as %s%s%s\n", k.Namespace, k.Name, w.ServiceAccount, list(" at", w.Addresses), locality(w.Locality))
+		if first, ok := names[w.Inbound]; ok {
+			b.WriteString("  inbound of " + first + "\n")
+			continue
+		}
+		names[w.Inbound] = k.Name
+		fmt.Fprintf(&b, "  inbound %s%s\n", w.Inbound.MTLS, from(w.Inbound.Refs))
+		for _, p := range w.Inbound.Ports {
+			fmt.Fprintf(&b, "    port %d %s %s for", p.Number, p.Protocol, p.MTLS)
+			for _, s := range p.Services {
+				fmt.Fprintf(&b, " %s:%d", s.Host, s.Port)
+			}
+			b.WriteString(from(p.Refs) + "\n")
+		}
+	}
+	for _, p := range problems {
+		fmt.Fprintf(&b, "problem %s\n", p)
+	}
+	return b.String()
+}
+
+func endpoint(e mesh.Endpoint) string {
+	out := netip.AddrPortFrom(e.Address, uint16(e.Port)).String()
+	if e.Health == mesh.Draining {
+		out += " draining"
+	}
+	if e.MTLS {
+		out += " mtls"
+	}
+	if e.Identity != "" {
+		out += " " + e.Identity
+	}
+	if e.Workload != (mesh.WorkloadKey{}) {
+		out += " pod " + e.Workload.Namespace + "/" + e.Workload.Name
+	}
+	return out + locality(e.Locality)
+}
+
+func locality(l mesh.Locality) string {
+	if l == (mesh.Locality{}) {
+		return ""
+	}
+	return fmt.Sprintf(" in %s/%s/%s", l.Region, l.Zone, l.Subzone)
+}
+
+func list[T any](word string, items []T) string {
+	out := ""
+	for _, i := range items {
+		out += fmt.Sprintf(" %v", i)
+	}
+	if out == "" {
+		return ""
+	}
+	return word + out
+}
+
+func from(refs []ref.Ref) string {
+	out := ""
+	for _, r := range refs {
+		out += " " + r.String()
+		if r.Generation != 0 {
+			out += fmt.Sprintf("@%d", r.Generation)
+		}
+	}
+	if out == "" {
+		return ""
+	}
+	return "  <-" + out
+}

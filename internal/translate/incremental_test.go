@@ -1,0 +1,231 @@
+package translate_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	securityapi "istio.io/api/security/v1beta1"
+	typeapi "istio.io/api/type/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/selvage-mesh/selvage/internal/index"
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/translate"
+)
+
+// world makes objects of a shop with several namespaces, so that changes of every kind collide.
+type world struct{ rand *rand.Rand }
+
+func pick[T any](w world, from ...T) T { return from[w.rand.IntN(len(from))] }
+
+func (w world) meta(ns, name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: ns, Name: name, CreationTimestamp: metav1.Unix(int64(1000+w.rand.IntN(3)), 0)}
+}
+
+func (w world) namespaceName() string { return pick(w, "a", "b", "istio-system") }
+
+func (w world) labels() map[string]string {
+	return map[string]string{
+		"app": pick(w, "web", "db"), "tier": pick(w, "front", "back"), "security.istio.io/tlsMode": pick(w, "istio", "disabled"),
+	}
+}
+
+func (w world) selector() map[string]string {
+	return pick(w, nil, map[string]string{"app": "web"}, map[string]string{"app": "db"}, map[string]string{"app": "web", "tier": "front"})
+}
+
+func (w world) mode() *securityapi.PeerAuthentication_MutualTLS {
+	return &securityapi.PeerAuthentication_MutualTLS{Mode: securityapi.PeerAuthentication_MutualTLS_Mode(w.rand.IntN(4))}
+}
+
+// object is any object in any state; names repeat, so most are changes of one that exists.
+func (w world) object() any {
+	switch w.rand.IntN(12) {
+	case 0, 1:
+		return w.service()
+	case 2, 3, 4:
+		return w.slice()
+	case 5, 6, 7:
+		return w.pod()
+	case 8:
+		name := w.namespaceName()
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"mesh": pick(w, "on", "off")}}}
+	case 9:
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{
+			Name: pick(w, "n1", "n2"), Labels: map[string]string{corev1.LabelTopologyZone: pick(w, "z1", "z2")},
+		}}
+	case 10:
+		p := &securityv1.PeerAuthentication{ObjectMeta: w.meta(w.namespaceName(), pick(w, "p1", "p2", "p3"))}
+		p.Spec.Mtls = w.mode()
+		if s := w.selector(); s != nil {
+			p.Spec.Selector = &typeapi.WorkloadSelector{MatchLabels: s}
+			p.Spec.PortLevelMtls = map[uint32]*securityapi.PeerAuthentication_MutualTLS{pick[uint32](w, 8080, 9090): w.mode()}
+		}
+		return p
+	default:
+		return &corev1.ConfigMap{ObjectMeta: w.meta("istio-system", "istio"), Data: map[string]string{"mesh": pick(w,
+			"", "enableAutoMtls: false", "accessLogFile: /dev/stdout", "trustDomain: example.org",
+			`discoverySelectors: [{matchLabels: {mesh: "on"}}]`, "rootNamespace: a")}}
+	}
+}
+
+func (w world) service() *corev1.Service {
+	s := &corev1.Service{ObjectMeta: w.meta(w.namespaceName(), pick(w, "s1", "s2", "s3"))}
+	s.Spec.ClusterIP = pick(w, "10.96.0.1", "None")
+	s.Spec.Selector = w.selector()
+	s.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: pick(w, intstr.FromInt32(8080), intstr.FromString("listen"))}}
+	if w.rand.IntN(2) == 0 {
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: pick(w, "grpc", "tcp"), Port: 90, TargetPort: intstr.FromInt32(8080)})
+	}
+	if w.rand.IntN(6) == 0 {
+		s.Annotations = map[string]string{"networking.istio.io/exportTo": "."}
+	}
+	return s
+}
+
+func (w world) slice() *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{ObjectMeta: w.meta(w.namespaceName(), pick(w, "e1", "e2", "e3")), AddressType: discoveryv1.AddressTypeIPv4}
+	s.Labels = map[string]string{discoveryv1.LabelServiceName: pick(w, "s1", "s2", "s3")}
+	for _, name := range []string{"http", "grpc"} {
+		port := pick[int32](w, 8080, 9090)
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &name, Port: &port})
+	}
+	for i := range w.rand.IntN(4) {
+		ready, node := w.rand.IntN(3) > 0, pick(w, "n1", "n2")
+		e := discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.1.0.%d", i)}, NodeName: &node}
+		e.Conditions.Ready = &ready
+		if w.rand.IntN(5) > 0 {
+			e.TargetRef = &corev1.ObjectReference{Kind: "Pod", Name: pick(w, "p1", "p2", "p3", "p4"), UID: types.UID(pick(w, "", "u1", "u2"))}
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	return s
+}
+
+func (w world) pod() *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: w.meta(w.namespaceName(), pick(w, "p1", "p2", "p3", "p4"))}
+	p.Labels, p.UID = w.labels(), types.UID(pick(w, "u1", "u2"))
+	p.Spec.ServiceAccountName = pick(w, "web", "db")
+	p.Spec.NodeName = pick(w, "n1", "n2")
+	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "listen", ContainerPort: pick[int32](w, 8080, 9090)}}}}
+	p.Status.Phase = pick(w, corev1.PodRunning, corev1.PodRunning, corev1.PodFailed)
+	p.Status.PodIP = pick(w, "10.1.0.1", "10.1.0.2")
+	return p
+}
+
+// TestIncrementalIsFromScratch changes a world at random and asks, after each few changes, that the model made from the one
+// before says exactly what a model from nothing says, and that everything that says the same as before is the same pointer.
+func TestIncrementalIsFromScratch(t *testing.T) {
+	for seed := range uint64(60) {
+		w := world{rand.New(rand.NewPCG(seed, 7))}
+		b := newBuilder(t)
+		objects := map[string]any{}
+		var model *mesh.Model
+		for step := range 60 {
+			for range 1 + w.rand.IntN(3) {
+				change(t, w, b, objects)
+			}
+			snap := b.Snapshot()
+			next, problems := translate.Model(model, snap)
+			fresh, freshProblems := translate.Model(nil, snap)
+			if diff := cmp.Diff(dump(fresh, freshProblems), dump(next, problems)); diff != "" {
+				t.Fatalf("seed %d step %d: incremental (+) differs from from-scratch (-):\n%s", seed, step, diff)
+			}
+			if !reflect.DeepEqual(content(fresh), content(next)) {
+				t.Fatalf("seed %d step %d: incremental and from-scratch models differ in what the dump does not show", seed, step)
+			}
+			if again, _ := translate.Model(next, snap); again != next {
+				t.Fatalf("seed %d step %d: the same snapshot gives another model", seed, step)
+			}
+			checkInterned(t, next)
+			if model != nil {
+				checkReuse(t, model, next)
+			}
+			model = next
+		}
+		// What the builder has by increments is what it would have been told in one list.
+		var all []any
+		for _, o := range objects {
+			all = append(all, o)
+		}
+		fresh := newBuilder(t, all...)
+		if diff := cmp.Diff(dump(translate.Model(nil, fresh.Snapshot())), dump(translate.Model(model, b.Snapshot()))); diff != "" {
+			t.Fatalf("seed %d: the world by increments (+) differs from the same in one list (-):\n%s", seed, diff)
+		}
+	}
+}
+
+func change(t *testing.T, w world, b *index.Builder, objects map[string]any) {
+	t.Helper()
+	o := w.object()
+	meta := o.(metav1.Object)
+	key := fmt.Sprintf("%T %s/%s", o, meta.GetNamespace(), meta.GetName())
+	_, isConfig := o.(*corev1.ConfigMap) // its deletion keeps the last one, so there the past counts
+	if w.rand.IntN(4) == 0 && !isConfig {
+		delete(objects, key)
+		if err := b.Delete(o); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	objects[key] = o
+	set(t, b, o)
+}
+
+// content is a model without what differs between two that say the same.
+func content(m *mesh.Model) mesh.Model {
+	c := *m
+	c.Memo = nil
+	return c
+}
+
+func checkInterned(t *testing.T, m *mesh.Model) {
+	t.Helper()
+	var seen []*mesh.Inbound
+	for _, w := range m.Workloads {
+		for _, in := range seen {
+			if in != w.Inbound && reflect.DeepEqual(in, w.Inbound) {
+				t.Fatalf("two workloads of namespace %s have equal inbounds that are not one pointer", in.Namespace)
+			}
+		}
+		seen = append(seen, w.Inbound)
+	}
+}
+
+func checkReuse(t *testing.T, before, after *mesh.Model) {
+	t.Helper()
+	same := func(what any, a, b any) {
+		if a != b && reflect.DeepEqual(a, b) {
+			t.Fatalf("%v has not changed, but is another pointer", what)
+		}
+	}
+	same("settings", before.Settings, after.Settings)
+	same("outbound", before.Outbound, after.Outbound)
+	for k, v := range after.Endpoints {
+		same(k, before.Endpoints[k], v)
+	}
+	for k, v := range after.Workloads {
+		same(k, before.Workloads[k], v)
+		if w := before.Workloads[k]; w != nil {
+			same(k, w.Inbound, v.Inbound)
+		}
+	}
+	services := map[mesh.Host]*mesh.Service{}
+	for _, s := range before.Outbound.Services {
+		services[s.Host] = s
+	}
+	for _, s := range after.Outbound.Services {
+		same(s.Host, services[s.Host], s)
+	}
+	if before != after && reflect.DeepEqual(content(before), content(after)) {
+		t.Fatal("nothing has changed, but the model is another pointer")
+	}
+}

@@ -1,0 +1,224 @@
+// Package translate turns Kubernetes and Istio objects into the model of the mesh. It is the only place where Istio's
+// semantics live. It is pure and incremental: the same snapshot gives the same model, and a part whose inputs did not
+// change is the same pointer in the next one, so that a change costs what it touches.
+package translate
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/index"
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+type labelSet = labels.Set
+
+// memo is how a model was made.
+type memo struct {
+	snapshot   *index.Snapshot
+	mesh       *meshWide
+	namespaces map[string]*namespace
+	problems   []diag.Problem
+}
+
+// memory is what stands in mesh.Model.Memo: the latest memo that led to just this model. Which of them it is changes only
+// how much work the next translation is.
+type memory struct{ latest atomic.Pointer[memo] }
+
+// Model translates a snapshot. It takes from prev, the result of an earlier call or nil, every part that has not changed,
+// and gives prev itself when none has. The problems are all that the snapshot has now, sorted: a bad object costs nothing
+// but itself. Model may be called from several goroutines.
+func Model(prev *mesh.Model, snap *index.Snapshot) (*mesh.Model, []diag.Problem) {
+	was := &memo{}
+	var kept *memory
+	if prev != nil {
+		kept, _ = prev.Memo.(*memory)
+	}
+	if kept == nil {
+		prev = &mesh.Model{} // without its memo nothing can be taken from a model
+	} else if was = kept.latest.Load(); was.snapshot == snap {
+		return prev, slices.Clone(was.problems)
+	}
+	is := translate(was, snap)
+	next := is.assemble(was, prev)
+	if kept != nil && next.Settings == prev.Settings && next.Outbound == prev.Outbound && sameMap(next.Endpoints, prev.Endpoints) &&
+		sameMap(next.Workloads, prev.Workloads) {
+		kept.latest.Store(is)
+		return prev, slices.Clone(is.problems)
+	}
+	m := &memory{}
+	m.latest.Store(is)
+	next.Memo = m
+	return next, slices.Clone(is.problems)
+}
+
+func translate(was *memo, snap *index.Snapshot) *memo {
+	is := &memo{snapshot: snap, mesh: translateMeshConfig(was.mesh, snap), namespaces: make(map[string]*namespace, snap.Namespaces.Len())}
+	g := globals{mesh: is.mesh}
+	if root := snap.Namespaces.Get(is.mesh.settings.RootNamespace); root != nil {
+		g.meshPolicy = wide(g.seen(root))
+	}
+	problems := slices.Concat(snap.Problems, is.mesh.problems)
+	for _, ns := range snap.Namespaces.All() {
+		n := translateNamespace(was.namespaces[ns.Name], ns, g, snap.Nodes)
+		is.namespaces[ns.Name] = n
+		problems = append(append(append(problems, n.auth.problems...), n.serviceProblems...), n.podProblems...)
+	}
+	is.problems = sorted(problems)
+	return is
+}
+
+// sorted orders problems by their object and leaves each in once. It works in place.
+func sorted(problems []diag.Problem) []diag.Problem {
+	slices.SortFunc(problems, compareProblems)
+	return slices.Compact(problems)
+}
+
+func compareProblems(a, b diag.Problem) int {
+	return cmp.Or(ref.Compare(a.Object, b.Object), strings.Compare(string(a.Code), string(b.Code)), strings.Compare(a.Field, b.Field),
+		strings.Compare(a.Detail, b.Detail), strings.Compare(a.Hint, b.Hint), cmp.Compare(a.Severity, b.Severity))
+}
+
+// assemble makes the model out of the parts, and keeps of prev, which was made out of was, what they did not change.
+func (is *memo) assemble(was *memo, prev *mesh.Model) *mesh.Model {
+	endpoints := endpointPatch{base: prev.Endpoints}
+	workloads := workloadPatch{base: prev.Workloads}
+	outbound := prev.Outbound == nil
+	for name, before := range was.namespaces {
+		if after := is.namespaces[name]; after != before {
+			outbound = before.retract(after, &endpoints, &workloads) || outbound
+		}
+	}
+	for name, after := range is.namespaces {
+		if before := was.namespaces[name]; after != before {
+			outbound = after.publish(before, &endpoints, &workloads) || outbound
+		}
+	}
+	next := &mesh.Model{
+		Settings: is.mesh.settings, Outbound: prev.Outbound,
+		Endpoints: endpoints.result(), Workloads: workloads.result(),
+	}
+	if outbound {
+		next.Outbound = is.outbound()
+	}
+	return next
+}
+
+// retract takes out what may not be there any more after n was followed by after, and reports whether a service went or
+// changed.
+func (n *namespace) retract(after *namespace, endpoints *endpointPatch, workloads *workloadPatch) (outbound bool) {
+	if !sameMap(n.services, after.servicesOrNone()) {
+		for name, part := range n.services {
+			next := after.servicesOrNone()[name]
+			if next == part {
+				continue
+			}
+			outbound = outbound || next == nil || next.service != part.service
+			for _, set := range part.sets {
+				endpoints.remove(set.Key)
+			}
+		}
+	}
+	if !sameMap(n.pods, after.podsOrNone()) {
+		for name, part := range n.pods {
+			if after.podsOrNone()[name] == nil {
+				workloads.remove(part.workload.Key)
+			}
+		}
+	}
+	return outbound
+}
+
+// publish puts in what n has and before had not, and reports whether a service came.
+func (n *namespace) publish(before *namespace, endpoints *endpointPatch, workloads *workloadPatch) (outbound bool) {
+	if !sameMap(n.services, before.servicesOrNone()) {
+		for name, part := range n.services {
+			old := before.servicesOrNone()[name]
+			if old == part {
+				continue
+			}
+			outbound = outbound || old == nil
+			for _, set := range part.sets {
+				endpoints.set(set.Key, set)
+			}
+		}
+	}
+	if !sameMap(n.pods, before.podsOrNone()) {
+		for _, part := range n.pods {
+			workloads.set(part.workload.Key, part.workload)
+		}
+	}
+	return outbound
+}
+
+func (is *memo) outbound() *mesh.Outbound {
+	out := &mesh.Outbound{}
+	for _, n := range is.namespaces {
+		for _, part := range n.services {
+			out.Services = append(out.Services, part.service)
+		}
+	}
+	slices.SortFunc(out.Services, func(a, b *mesh.Service) int { return strings.Compare(string(a.Host), string(b.Host)) })
+	return out
+}
+
+type (
+	endpointPatch = patch[mesh.EndpointKey, *mesh.EndpointSet]
+	workloadPatch = patch[mesh.WorkloadKey, *mesh.Workload]
+)
+
+// patch is a map with changes, which copies the map it began with once there is a change.
+type patch[K comparable, V comparable] struct {
+	base    map[K]V
+	removed map[K]bool // to be removed unless set again
+	changed map[K]V
+}
+
+func (p *patch[K, V]) remove(k K) {
+	if p.removed == nil {
+		p.removed = map[K]bool{}
+	}
+	p.removed[k] = true
+}
+
+func (p *patch[K, V]) set(k K, v V) {
+	delete(p.removed, k)
+	if old, ok := p.base[k]; ok && old == v {
+		return
+	}
+	if p.changed == nil {
+		p.changed = map[K]V{}
+	}
+	p.changed[k] = v
+}
+
+func (p *patch[K, V]) result() map[K]V {
+	if p.base == nil {
+		if p.changed == nil {
+			return map[K]V{}
+		}
+		return p.changed
+	}
+	if len(p.removed) == 0 && len(p.changed) == 0 {
+		return p.base
+	}
+	next := maps.Clone(p.base)
+	for k := range p.removed {
+		delete(next, k)
+	}
+	maps.Copy(next, p.changed)
+	return next
+}
+
+// sameMap reports whether two maps are one and the same, not only equal.
+func sameMap[K comparable, V any](a, b map[K]V) bool {
+	return reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
+}
