@@ -35,7 +35,7 @@ func main() {
 		Use: "selvage-lab", Short: "A real Kubernetes, the mesh and a sample on this machine",
 		SilenceErrors: true, SilenceUsage: true, CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(up(), down(), enter(), forwarder())
+	root.AddCommand(up(), down(), images(), enter(), forwarder())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "selvage: %v\n", err)
 		if next := fault.Next(err); next != "" {
@@ -117,6 +117,31 @@ func down() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", ".lab", "the lab's folder")
+	return c
+}
+
+func images() *cobra.Command {
+	var out string
+	c := &cobra.Command{
+		Use: "images", Args: cobra.NoArgs,
+		Short: "Write the container images as archives, to load into a cluster that you have",
+		Example: `  selvage-lab images --out dist
+  kind load image-archive dist/selvage-proxy.tar`,
+		RunE: func(*cobra.Command, []string) error {
+			cfg := lab.Config{}
+			if err := place(&cfg); err != nil {
+				return err
+			}
+			files, err := lab.Images(cfg, out)
+			for _, f := range files {
+				if err == nil {
+					fmt.Println(f)
+				}
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&out, "out", "dist", "the folder to write to")
 	return c
 }
 

@@ -59,6 +59,16 @@ func FreePorts() (map[string]int, error) {
 	return ports, nil
 }
 
+// FreePort chooses one port of an address that nothing listens on now.
+func FreePort(host string) (int, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return 0, fmt.Errorf("find a free port: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
 // Config describes one control plane.
 type Config struct {
 	PKI   pki.Set

@@ -23,7 +23,7 @@ import (
 const grace = 3 * time.Second
 
 // entries are the names in a lab's folder that belong to the lab. Anything else in there is somebody's, and stays.
-var entries = []string{"etcd", "pki", "node", "logs", "images", "kubeconfig", "mesh.yaml", "lab.json"}
+var entries = []string{"etcd", "pki", "node", "logs", "kubeconfig", "mesh.yaml", "shop.yaml", "lab.json"}
 
 // Down ends the lab in the folder and removes what it made, in whatever state a killed run left it. It says whether there was
 // anything to end.
@@ -98,7 +98,7 @@ func end(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 		}
 		wg.Wait()
 	}
-	stop(forwardMesh, selvaged, node.DNS, node.KubeProxy, node.Kubelet)
+	stop(forwardSample, forwardMesh, selvaged, node.DNS, node.KubeProxy, node.Kubelet)
 	errs = append(errs, node.RemoveCgroup(dir.Name())) // and with it every container
 	stop(node.Containerd)
 	stop(cluster.Scheduler, cluster.ControllerManager)

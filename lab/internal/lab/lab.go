@@ -23,9 +23,10 @@ import (
 
 // The programs of a lab beside those of the control plane, as lab.json names them.
 const (
-	forwardAPI  = "forward"      // publishes the API server
-	forwardMesh = "forward-mesh" // publishes the control plane of the mesh and the sample
-	selvaged    = "selvaged"     // at level 1 only: at level 2 it is a Deployment
+	forwardAPI    = "forward"      // publishes the API server
+	forwardMesh   = "forward-mesh" // publishes the control plane of the mesh
+	forwardSample = "forward-sample"
+	selvaged      = "selvaged" // at level 1 only: at level 2 it is a Deployment
 )
 
 // Config says what kind of lab.

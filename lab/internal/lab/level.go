@@ -48,11 +48,16 @@ func (l *Lab) choose() (int, error) {
 			level = Level2
 		}
 	}
+	return int(level), l.complete(int(level))
+}
+
+// complete fails when a program is missing that a lab like this one runs.
+func (l *Lab) complete(level int) error {
 	needs := []string{"selvage-kube"}
 	if l.Mesh {
 		needs = append(needs, "selvage", "selvaged", "kubectl")
 	}
-	if level == Level2 {
+	if level == 2 {
 		needs = append(needs, "selvage-dns", "selvage-pause")
 		if l.Mesh {
 			needs = append(needs, "selvage-agent", "envoy")
@@ -61,7 +66,7 @@ func (l *Lab) choose() (int, error) {
 			needs = append(needs, "sample")
 		}
 	}
-	return int(level), l.programs(needs...)
+	return l.programs(needs...)
 }
 
 // missing says why there can be no node here, nil when there can.

@@ -67,7 +67,13 @@ func (l *Lab) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return together(ctx, l.control, l.nodeReady, l.images)
+	if err := together(ctx, l.control, l.nodeReady, l.images); err != nil {
+		return err
+	}
+	if err := l.mesh(ctx); err != nil {
+		return err
+	}
+	return l.sample(ctx)
 }
 
 // together runs the steps at the same time and returns the first error, which ends the others.
@@ -87,7 +93,7 @@ func (l *Lab) settle(ctx context.Context) (fresh bool, err error) {
 			return false, err
 		}
 		l.level, l.network = was.Level, was.Namespace
-		return false, nil
+		return false, l.complete(l.level)
 	}
 	if l.dir.Exists() || leftovers(l.dir) {
 		l.Progress.Note("a lab that did not end properly is here: ending it first")
@@ -140,7 +146,11 @@ func (l *Lab) same(was state.Lab) error {
 	if l.Kubernetes != "" && l.Kubernetes != was.Kubernetes {
 		return fault.New(next, "a lab with Kubernetes %s runs in %s, and %s was asked for", was.Kubernetes, Shown(l.dir.Path()), l.Kubernetes)
 	}
+	if l.Mesh && was.Mesh && l.Revision != was.Revision {
+		return fault.New(next, "a lab with revision %q runs in %s, and %q was asked for", was.Revision, Shown(l.dir.Path()), l.Revision)
+	}
 	l.Kubernetes = was.Kubernetes
+	l.Progress.Note("a lab runs in " + Shown(l.dir.Path()) + " already: checking it")
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +24,11 @@ var sysctls = map[string]string{
 
 // foreign are folders outside the lab's that the node's programs write to and that no option moves.
 var foreign = []string{
+	"/run/containerd",     // the shims' sockets, runc's state
+	"/run/mount",          // mount(8)
+	"/run/netns",          // the names of the pods' network namespaces
 	"/var/lib/cni",        // results of the CNI programs
+	"/var/lib/kubelet",    // device plug-ins
 	"/var/log/containers", // the kubelet's links to logs
 }
 
@@ -48,17 +53,13 @@ func (c Config) Enclose() (made []string, err error) {
 			}
 			made = append(made, dir)
 		}
-		own := c.File(filepath.Join("foreign", filepath.Base(dir)))
+		own := c.File(filepath.Join("foreign", strings.ReplaceAll(dir[1:], "/", "-")))
 		if err := os.MkdirAll(own, 0o755); err != nil {
 			return made, fmt.Errorf("make %s: %w", own, err)
 		}
 		if err := unix.Mount(own, dir, "", unix.MS_BIND, ""); err != nil {
 			return made, fmt.Errorf("mount %s: %w", dir, err)
 		}
-	}
-	// The pods' network namespaces get their names here.
-	if err := unix.Mount("selvage-lab", "/run/netns", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=1m"); err != nil {
-		return made, fmt.Errorf("mount /run/netns: %w", err)
 	}
 	return made, c.hideSysctls()
 }
