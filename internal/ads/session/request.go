@@ -1,0 +1,233 @@
+package session
+
+import (
+	"fmt"
+	"strings"
+)
+
+// DeltaRequest is what matters of a DeltaDiscoveryRequest.
+type DeltaRequest struct {
+	TypeURL                string
+	Nonce                  string
+	Rejected               bool // error_detail is there
+	Error                  string
+	Subscribe, Unsubscribe []string
+	Initial                map[string]string // initial_resource_versions
+}
+
+// SotWRequest is what matters of a DiscoveryRequest.
+type SotWRequest struct {
+	TypeURL  string
+	Nonce    string
+	Rejected bool
+	Error    string
+	Names    []string
+	Version  string
+}
+
+// Outcome is what a request turned out to be, for logs and metrics.
+type Outcome struct {
+	Kind      Kind
+	Unserved  bool       // the first request of a type that is not served
+	Stale     bool       // it answers another response than the one on its way
+	Rejection *Rejection // not nil for a rejection
+}
+
+// Rejection is a response that the client has refused, or a part of it.
+type Rejection struct {
+	Version string // of the whole type, as Status shows it
+	Error   string
+	// Guilty are the resources that are not sent again before they change. Empty while it is not known which they are: the
+	// session then sends less at a time until it is.
+	Guilty []*Resource
+}
+
+const wildcard = "*"
+
+// Delta takes a request of the delta variant. An error means that the client asks for more than it may.
+func (s *Session) Delta(r DeltaRequest) (Outcome, error) {
+	t, err := s.track(r.TypeURL)
+	if err != nil {
+		return Outcome{}, err
+	}
+	out := Outcome{Kind: t.kind}
+	if !t.started {
+		out.Unserved = t.kind == Unknown
+		s.startDelta(t, r)
+		return out, tooMany(t)
+	}
+	s.answer(t, r.Nonce, r.Rejected, r.Error, &out)
+	for _, n := range r.Unsubscribe {
+		t.unsubscribe(n)
+	}
+	for _, n := range r.Subscribe {
+		t.subscribe(n)
+	}
+	return out, tooMany(t)
+}
+
+func tooMany(t *track) error {
+	if n := t.subscribed(); n > maxNames {
+		return fmt.Errorf("subscribe to %d resources of %s: at most %d are allowed", n, t.url, maxNames)
+	}
+	return nil
+}
+
+// startDelta takes the first request of a type: a subscription, and what the client still holds from an earlier stream.
+func (s *Session) startDelta(t *track, r DeltaRequest) {
+	t.started = true
+	t.claimed = len(r.Initial) > 0
+	t.answered = t.claimed
+	if len(r.Subscribe) == 0 { // the form from before there was "*"
+		t.wildcard = t.kind != Endpoints && t.kind != Routes
+	}
+	for _, n := range r.Subscribe {
+		t.subscribe(n)
+	}
+	if !t.claimed {
+		return
+	}
+	if t.wildcard {
+		t.claimAll(r.Initial)
+		return
+	}
+	trusted := t.kind != Endpoints || !s.tracks[Clusters].started || s.tracks[Clusters].claimed
+	for n := range t.over {
+		v, ok := r.Initial[n]
+		if _, again := s.rewarmed[n]; !ok || again || !trusted {
+			continue // forced by subscribe
+		}
+		delete(t.forced, n)
+		t.over[n] = claim(t.find(n), n, v)
+		put(&t.dirty, n)
+	}
+	if t.kind == Endpoints {
+		s.rewarmed = nil
+	}
+}
+
+// claim is what a client holds under a name at a version: now, if it is the same.
+func claim(now *Resource, name, version string) *Resource {
+	if now != nil && now.Version == version {
+		return now
+	}
+	return &Resource{Name: name, Version: version}
+}
+
+// claimAll notes what a client with a wildcard holds.
+func (t *track) claimAll(initial map[string]string) {
+	t.base, t.over = t.set, map[string]*Resource{}
+	same := 0
+	for _, r := range t.set.all() {
+		switch v, ok := initial[r.Name]; {
+		case !ok:
+			t.over[r.Name] = nil
+		case v != r.Version:
+			t.over[r.Name] = claim(nil, r.Name, v)
+			same++
+		default:
+			same++
+		}
+	}
+	if same < len(initial) {
+		for n, v := range initial {
+			if t.set.Get(n) == nil {
+				t.over[n] = claim(nil, n, v)
+			}
+		}
+	}
+	for n := range t.names { // held, as far as it exists
+		if t.held(n) != nil {
+			delete(t.forced, n)
+		}
+	}
+}
+
+// subscribe adds one name. The client must be sent it even if it was before: it may have dropped it since.
+func (t *track) subscribe(name string) {
+	if name == wildcard && t.kind != Endpoints {
+		t.becomeWildcard()
+		return
+	}
+	if r := t.find(name); r != nil {
+		name = r.Name // one string for all sessions
+	}
+	put(&t.forced, name)
+	if t.wildcard {
+		put(&t.names, name)
+		return
+	}
+	if _, ok := t.over[name]; !ok {
+		if t.over == nil {
+			t.over = map[string]*Resource{}
+		}
+		t.over[name] = nil
+	}
+}
+
+func (t *track) becomeWildcard() {
+	if t.wildcard {
+		return
+	}
+	t.wildcard = true
+	for n, r := range t.over {
+		put(&t.names, n)
+		if r == nil {
+			delete(t.over, n)
+		}
+	}
+	clear(t.dirty)
+}
+
+func (t *track) unsubscribe(name string) {
+	delete(t.names, name)
+	delete(t.rejected, name)
+	switch {
+	case name == wildcard && t.wildcard:
+		t.endWildcard()
+	case t.wildcard:
+		put(&t.forced, name) // the wildcard still covers it: say what is true of it
+	default:
+		delete(t.over, name)
+		delete(t.dirty, name)
+		delete(t.forced, name)
+		delete(t.missing, name)
+	}
+	t.forgetError()
+}
+
+func (t *track) endWildcard() {
+	over := make(map[string]*Resource, len(t.names))
+	for n := range t.names {
+		over[n] = t.held(n)
+	}
+	if t.flight != nil {
+		t.flight.whole = nil
+	}
+	t.wildcard, t.names, t.base, t.over, t.forced = false, nil, nil, over, nil
+	t.recheckAll()
+}
+
+// answer takes an ACK or NACK of the response that is on its way.
+func (s *Session) answer(t *track, nonce string, rejected bool, text string, out *Outcome) {
+	if nonce == "" {
+		return // a change of the subscription only
+	}
+	f := t.flight
+	if f == nil || nonce != f.nonce {
+		out.Stale = true
+		return
+	}
+	if !rejected {
+		t.acknowledged()
+		s.warmed(t, f, false)
+		return
+	}
+	s.warmed(t, f, true)
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText]
+	}
+	text = strings.ToValidUTF8(text, "�")
+	version := t.versionAfter(f)
+	out.Rejection = &Rejection{Version: version, Error: text, Guilty: t.refuse(text, version)}
+}
