@@ -46,17 +46,17 @@ type RefusedError struct {
 // Error gives every problem, one a line when there are several.
 func (e *RefusedError) Error() string {
 	if len(e.Problems) == 1 {
-		return describe(e.Problems[0])
+		return Describe(e.Problems[0])
 	}
 	s := fmt.Sprintf("%d problems", len(e.Problems))
 	for _, p := range e.Problems {
-		s += "\n  " + describe(p)
+		s += "\n  " + Describe(p)
 	}
 	return s
 }
 
-// describe is a problem as an admission message shows it: the object and the cause first, the code last, for a search.
-func describe(p diag.Problem) string {
+// Describe is a problem as an admission message shows it: the object and the cause first, the code last, for a search.
+func Describe(p diag.Problem) string {
 	s := p.Object.String()
 	if p.Field != "" {
 		s += " " + p.Field

@@ -2,7 +2,6 @@ package inject
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
@@ -113,18 +112,4 @@ func yamlError(err error) string {
 		s = strings.TrimPrefix(s, prefix)
 	}
 	return s
-}
-
-// problemsError is for callers that want one error of the problems that keep settings from being used; nil when none does.
-func problemsError(problems []diag.Problem) error {
-	var list []string
-	for _, p := range problems {
-		if p.Severity == diag.Error {
-			list = append(list, describe(p))
-		}
-	}
-	if list == nil {
-		return nil
-	}
-	return fmt.Errorf("use injector configuration: %s", strings.Join(list, "; "))
 }

@@ -3,6 +3,7 @@ package inject
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -68,8 +69,8 @@ func appended[T any](p *patch, path string, before, after []T) {
 	}
 }
 
-// containers changes the containers that stay, then puts the new ones in their places, in ascending order, so that each index
-// is right when its turn comes.
+// containers walks the new list, which is the old one in its order with new ones in between, in ascending order, so that each
+// index is right when its turn comes.
 func (p *patch) containers(path string, before, after []corev1.Container) {
 	if len(before) == 0 {
 		if len(after) > 0 {
@@ -77,13 +78,14 @@ func (p *patch) containers(path string, before, after []corev1.Container) {
 		}
 		return
 	}
-	for i := range before {
-		j := container(after, before[i].Name)
-		p.container(fmt.Sprintf("%s/%d", path, i), &before[i], &after[j])
-	}
+	old := 0
 	for i := range after {
-		if container(before, after[i].Name) < 0 {
-			p.add("add", fmt.Sprintf("%s/%d", path, i), &after[i])
+		at := path + "/" + strconv.Itoa(i)
+		if old < len(before) && before[old].Name == after[i].Name {
+			p.container(at, &before[old], &after[i])
+			old++
+		} else {
+			p.add("add", at, &after[i])
 		}
 	}
 }

@@ -173,17 +173,17 @@ func (c *Config) lateProbes(pod *corev1.Pod, s *podSettings, subject ref.Ref) (*
 	for i := range env {
 		if env[i].Name == probersEnv {
 			var known map[string]*corev1.Probe
-			if err := json.Unmarshal([]byte(env[i].Value), &known); err != nil {
+			if err := json.Unmarshal([]byte(fromLiteral(env[i].Value)), &known); err != nil {
 				return pod, left // not ours: leave it
 			}
 			for path, probe := range known {
 				probers[path] = probe
 			}
-			env[i].Value = probersJSON(probers)
+			env[i].Value = literal(probersJSON(probers))
 			list[proxy].Env = env
 			return &out, left
 		}
 	}
-	list[proxy].Env = append(env, corev1.EnvVar{Name: probersEnv, Value: probersJSON(probers)})
+	list[proxy].Env = append(env, corev1.EnvVar{Name: probersEnv, Value: literal(probersJSON(probers))})
 	return &out, left
 }

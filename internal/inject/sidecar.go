@@ -174,26 +174,32 @@ func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, probers string
 		from("INSTANCE_IP", "status.podIP"),
 		from("HOST_IP", "status.hostIP"),
 		from("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-		{Name: "PROXY_CONFIG", Value: s.proxyEnv},
+		{Name: "PROXY_CONFIG", Value: literal(s.proxyEnv)},
 		{Name: "CA_ADDR", Value: first(c.settings.Values.Global.CAAddress, s.proxy.GetDiscoveryAddress())},
 		{Name: "TRUST_DOMAIN", Value: c.TrustDomain()},
 		{Name: "ISTIO_META_CLUSTER_ID", Value: c.clusterID},
 		from("ISTIO_META_NODE_NAME", "spec.nodeName"),
 		{Name: "ISTIO_META_WORKLOAD_NAME", Value: w.name},
 		{Name: "ISTIO_META_OWNER", Value: w.uri(pod.Namespace)},
-		{Name: "ISTIO_META_MESH_ID", Value: first(s.proxy.GetMeshId(), c.settings.Values.Global.MeshID, c.TrustDomain())},
+		{Name: "ISTIO_META_MESH_ID", Value: literal(first(s.proxy.GetMeshId(), c.settings.Values.Global.MeshID, c.TrustDomain()))},
 		{Name: "ISTIO_META_INTERCEPTION_MODE", Value: "REDIRECT"},
 		{Name: "ISTIO_META_APP_CONTAINERS", Value: containerNames(pod.Spec.Containers)},
 		{Name: "ISTIO_META_POD_PORTS", Value: podPorts(pod.Spec.Containers)},
 	}
 	if probers != "" {
-		env = append(env, corev1.EnvVar{Name: probersEnv, Value: probers})
+		env = append(env, corev1.EnvVar{Name: probersEnv, Value: literal(probers)})
 	}
 	if app := appMetrics(pod, s); app != "" {
-		env = append(env, corev1.EnvVar{Name: "ISTIO_PROMETHEUS_ANNOTATIONS", Value: app})
+		env = append(env, corev1.EnvVar{Name: "ISTIO_PROMETHEUS_ANNOTATIONS", Value: literal(app)})
 	}
 	return env
 }
+
+// literal keeps the kubelet from expanding $(NAME) in what a user wrote: in the value of a variable, $$ stands for $.
+func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
+// fromLiteral is the inverse of literal.
+func fromLiteral(s string) string { return strings.ReplaceAll(s, "$$", "$") }
 
 func containerNames(list []corev1.Container) string {
 	names := make([]string, len(list))

@@ -1,0 +1,132 @@
+package inject_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/inject"
+)
+
+// TestRenderedSettingsReadBack: what is installed is what was meant, for the defaults and for changed settings, and the same
+// bytes each time.
+func TestRenderedSettingsReadBack(t *testing.T) {
+	changed := inject.Default("canary")
+	changed.Mesh.AccessLogFile = "/dev/stdout"
+	changed.Mesh.TrustDomain = "example.org"
+	changed.Mesh.DefaultConfig.DrainDuration = durationpb.New(45e9)
+	changed.Injector.InjectedAnnotations = map[string]string{"example.com/a": "b"}
+	changed.Values.Global.Tag = "1.30"
+	changed.Values.Global.Proxy.Resources.Limits["memory"] = nil
+	for name, want := range map[string]inject.Settings{"default": inject.Default(""), "changed": changed} {
+		t.Run(name, func(t *testing.T) {
+			mesh, config, values, err := want.Documents()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, problems := inject.ParseSettings(mesh, config, values)
+			if len(problems) != 0 {
+				t.Errorf("problems: %v", problems)
+			}
+			again, config2, values2, err := got.Documents()
+			if err != nil || !bytes.Equal(mesh, again) || !bytes.Equal(config, config2) || !bytes.Equal(values, values2) {
+				t.Errorf("rendered again (error %v):\n%s%s%s\nfirst:\n%s%s%s", err, again, config2, values2, mesh, config, values)
+			}
+			if diff := cmp.Diff(want.Mesh, got.Mesh, protocmp.Transform()); diff != "" {
+				t.Error(diff)
+			}
+			if cfg, problems := got.Compile(); cfg == nil || len(problems) != 0 {
+				t.Errorf("compile: %v", problems)
+			}
+		})
+	}
+}
+
+func TestConfigMapNames(t *testing.T) {
+	for revision, want := range map[string]string{"": "istio istio-sidecar-injector", "default": "istio istio-sidecar-injector", "asm-1234-1": "istio-asm-1234-1 istio-sidecar-injector-asm-1234-1"} {
+		maps, err := inject.Default(revision).ConfigMaps()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := maps[0].Name + " " + maps[1].Name; got != want {
+			t.Errorf("revision %q: %s, want %s", revision, got, want)
+		}
+		if maps[0].Data["mesh"] == "" || maps[1].Data["config"] == "" || maps[1].Data["values"] == "" {
+			t.Errorf("revision %q: a key is empty: %v", revision, maps)
+		}
+	}
+}
+
+// TestUnusableSettings: each is refused with a message that names the ConfigMap and the key, and gives no Config, so that the
+// last good one stays.
+func TestUnusableSettings(t *testing.T) {
+	for _, c := range []struct{ name, mesh, config, values, want string }{
+		{"mesh is no YAML", "a: [", "", "", "ConfigMap/istio-system/istio data.mesh: cannot read it"},
+		{"mesh is a list", "[]", "", "", "data.mesh: cannot read it: it is not a map of fields"},
+		{"mesh has a wrong type", "trustDomain: [a]", "", "", "data.mesh: cannot read it"},
+		{"TPROXY", "defaultConfig: {interceptionMode: TPROXY}", "", "", "data.mesh.defaultConfig: interceptionMode"},
+		{"address without port", "defaultConfig: {discoveryAddress: istiod}", "", "", `"istiod" is not HOST:PORT`},
+		{"trust domain", "trustDomain: a/b", "", "", `data.mesh.trustDomain: "a/b" is no domain name`},
+		{"config is no YAML", "", "policy: [", "", "ConfigMap/istio-system/istio-sidecar-injector data.config: cannot read it"},
+		{"unknown policy", "", "policy: maybe", "", `data.config.policy: it is "maybe" (hint: use enabled or disabled)`},
+		{"no selector", "", "neverInjectSelector: [{matchExpressions: [{key: a, operator: Is}]}]", "", "data.config.neverInjectSelector[0]: it is no label selector"},
+		{"a user's template", "", "templates: {sidecar: 'spec: {}'}", "", "data.config.templates.sidecar: templates of one's own are not supported yet"},
+		{"unknown default template", "", "defaultTemplates: [gateway]", "", `data.config.defaultTemplates: there is no template "gateway"`},
+		{"our annotations for every pod", "", "injectedAnnotations: {sidecar.istio.io/proxyCPU: 1m}", "", "data.config.injectedAnnotations: sidecar.istio.io/proxyCPU is read by injection itself"},
+		{"values are no JSON", "", "", "{", "data.values: cannot read it"},
+		{"hostile image", "", "", `{"global":{"proxy":{"image":"a b/$(rm)"}}}`, "data.values.global.proxy.image"},
+		{"hostile ports", "", "", `{"global":{"proxy":{"excludeInboundPorts":"80; rm -rf /"}}}`, `cannot use "80; rm -rf /": "80; rm -rf /" is no port`},
+		{"request above limit", "", "", `{"global":{"proxy":{"resources":{"requests":{"cpu":"3"}}}}}`, "data.values.global.proxy.resources.requests.cpu: the request is above the limit of 2"},
+		{"CNI", "", "", `{"pilot":{"cni":{"enabled":true}}}`, "data.values.pilot.cni.enabled: interception by a CNI plugin is not supported yet"},
+		{"revision in the name", "", "policy: maybe", `{"revision":"canary"}`, "ConfigMap/istio-system/istio-sidecar-injector-canary data.config.policy"},
+		{"native sidecars", "", "", `{"pilot":{"env":{"ENABLE_NATIVE_SIDECARS":"maybe"}}}`, `ENABLE_NATIVE_SIDECARS: it is "maybe"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg, problems := inject.ParseConfig([]byte(c.mesh), []byte(c.config), []byte(c.values))
+			if cfg != nil {
+				t.Error("it was accepted")
+			}
+			var all []string
+			for _, p := range problems {
+				all = append(all, p.String())
+			}
+			if text := strings.Join(all, "\n"); !strings.Contains(text, c.want) {
+				t.Errorf("problems:\n%s\nwant: %s", text, c.want)
+			}
+		})
+	}
+}
+
+// TestToldSettings: what has no effect is said, and the rest works.
+func TestToldSettings(t *testing.T) {
+	cfg, problems := inject.ParseConfig(
+		[]byte("defaultConfig: {tracing: {sampling: 10}, proxyMetadata: {A: b}, statNameLength: 189}\nfuture: 1\naccessLogFile: /dev/stdout"),
+		[]byte("neverInjectSelectors: []"),
+		[]byte(`{"global":{"tag":1.30,"logAsJson":true,"proxy":{"statusPort":123}},"gateways":{"a":1}}`))
+	if cfg == nil {
+		t.Fatalf("refused: %v", problems)
+	}
+	var got []string
+	for _, p := range problems {
+		if p.Severity != diag.Warning {
+			t.Errorf("not a warning: %s", p)
+		}
+		got = append(got, p.Field)
+	}
+	want := []string{"data.config.neverInjectSelectors", "data.mesh.future", "data.values.global.proxy.statusPort",
+		"data.mesh.defaultConfig.proxyMetadata.A", "data.mesh.defaultConfig.tracing", "data.values.global.logAsJson"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if log := cfg.Mesh().GetAccessLogFile(); log != "/dev/stdout" {
+		t.Errorf("the rest of the mesh configuration is lost: access log %q", log)
+	}
+	if address := cfg.Mesh().GetDefaultConfig().GetDiscoveryAddress(); address != "istiod.istio-system.svc:15012" {
+		t.Errorf("a partial defaultConfig loses the default address: %q", address)
+	}
+}

@@ -1,0 +1,76 @@
+package inject_test
+
+import (
+	"bytes"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"istio.io/api/annotation"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
+)
+
+// argument is what may stand in an argument of the interception: numbers, addresses, the star.
+var argument = regexp.MustCompile(`^(\*|[0-9a-fA-F.:/,]*)$`)
+
+// FuzzAnnotation gives any value to any annotation. Either the pod is refused with the annotation's name, or nothing but parsed
+// values reaches the containers' arguments, and injecting twice changes nothing.
+func FuzzAnnotation(f *testing.F) {
+	var names []string
+	for _, a := range annotation.AllResourceAnnotations() {
+		if slices.Contains(a.Resources, annotation.Pod) {
+			names = append(names, a.Name)
+		}
+	}
+	slices.Sort(names)
+	for i, value := range []string{"", "*", "80,443", "--", "80;id", "$(id)", "10.0.0.0/8", "fd00::/8,0.0.0.0/0", "true", "0", "-1", "1e3", "100m", "{}", "[]", `{"a":{}}`,
+		"concurrency: 2", "discoveryAddress: a:1", "warning", "default:info,xds:debug", "65536", "+80", "0x50", "80,", " 80 , 81 ", "::1%eth0/64", "\x00", "a\nb"} {
+		for j := range names {
+			if (i+j)%3 == 0 {
+				f.Add(uint16(j), value)
+			}
+		}
+	}
+	cfg := configFrom(f, "", "", "")
+	f.Fuzz(func(t *testing.T, which uint16, value string) {
+		name := names[int(which)%len(names)]
+		pod := &corev1.Pod{}
+		pod.Name, pod.Namespace, pod.Annotations = "web", "shop", map[string]string{name: value}
+		pod.Spec.Containers = []corev1.Container{{Name: "web"}}
+		out, _, err := inject.Pod(pod, cfg)
+		if err != nil {
+			if !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "Pod/shop/web") {
+				t.Errorf("the error does not name the pod and %s: %v", name, err)
+			}
+			return
+		}
+		args := out.Spec.InitContainers[slices.IndexFunc(out.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == inject.InitContainer })].Args
+		for i := 1; i < len(args); i += 2 {
+			if !strings.HasPrefix(args[i], "--") || !argument.MatchString(args[i+1]) {
+				t.Errorf("%s: %q became the arguments %q", name, value, args)
+			}
+		}
+		checkPod(t, pod, cfg)
+	})
+}
+
+// FuzzStream: no stream crashes it, and what it wrote it reads and leaves alone.
+func FuzzStream(f *testing.F) {
+	f.Add("kind: Pod\napiVersion: v1\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n---\n# x\n")
+	f.Add("---\n--- {a: b}\n...\n%YAML 1.1\n---\n\"a\"\n")
+	f.Add(`{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"d"},"spec":{"template":{"spec":{"containers":[]}}}}]}`)
+	f.Add("apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c}\nspec: {jobTemplate: {spec: {template: {metadata: null, spec: &s {containers: [{name: a, readinessProbe: {tcpSocket: {port: 1}}}]}}}}}\n")
+	cfg := configFrom(f, "", "", "")
+	f.Fuzz(func(t *testing.T, in string) {
+		var out, again bytes.Buffer
+		if _, err := inject.Stream(strings.NewReader(in), &out, inject.StreamOptions{Config: cfg}); err != nil {
+			return
+		}
+		if _, err := inject.Stream(bytes.NewReader(out.Bytes()), &again, inject.StreamOptions{Config: cfg}); err != nil || again.String() != out.String() {
+			t.Errorf("a second run of\n%s\ngives (error %v)\n%s\nfirst\n%s", in, err, again.String(), out.String())
+		}
+	})
+}

@@ -1,0 +1,236 @@
+package inject_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"testing"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4" // what the API server itself applies patches with
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
+)
+
+// generated is a pod as people write them, of every shape that injection looks at.
+func generated(r *rand.Rand) *corev1.Pod {
+	pod := &corev1.Pod{}
+	pod.Namespace = "shop"
+	if r.IntN(2) == 0 {
+		pod.Name = "web-1"
+	} else {
+		pod.GenerateName = "web-7c9-"
+	}
+	pod.Labels = someStrings(r, "app", "web", "version", "v1", "pod-template-hash", "7c9", "app.kubernetes.io/name", "web", "security.istio.io/tlsMode", "disabled", "sidecar.istio.io/inject", "true")
+	pod.Annotations = someStrings(r, "prometheus.io/scrape", pick(r, "true", "false"), "prometheus.io/port", "9090", "a/b~c", "1",
+		"sidecar.istio.io/proxyCPU", "50m", "sidecar.istio.io/nativeSidecar", pick(r, "true", "false"), "sidecar.istio.io/status", "{}",
+		"traffic.sidecar.istio.io/excludeInboundPorts", "22, 80", "sidecar.istio.io/rewriteAppHTTPProbers", pick(r, "true", "false"),
+		"proxy.istio.io/config", "concurrency: 4\nholdApplicationUntilProxyStarts: true", "status.sidecar.istio.io/port", pick(r, "0", "15021"),
+		"sidecar.istio.io/userVolume", `{"extra":{"emptyDir":{}}}`, "kubectl.kubernetes.io/default-container", "c0")
+	if r.IntN(3) == 0 {
+		yes := true
+		pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: pick(r, "apps/v1", "batch/v1"), Kind: pick(r, "ReplicaSet", "Job", "StatefulSet"), Name: "web-7c9", Controller: &yes}}
+	}
+	for i := range 1 + r.IntN(3) {
+		pod.Spec.Containers = append(pod.Spec.Containers, generatedContainer(r, fmt.Sprintf("c%d", i)))
+	}
+	for i := range r.IntN(3) {
+		pod.Spec.InitContainers = append(pod.Spec.InitContainers, generatedContainer(r, fmt.Sprintf("i%d", i)))
+	}
+	for _, name := range []string{"data", "istio-token"} {
+		if r.IntN(4) == 0 {
+			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+		}
+	}
+	for _, name := range []string{"mine", "pull"} {
+		if r.IntN(4) == 0 {
+			pod.Spec.ImagePullSecrets = append(pod.Spec.ImagePullSecrets, corev1.LocalObjectReference{Name: name})
+		}
+	}
+	return pod
+}
+
+func generatedContainer(r *rand.Rand, name string) corev1.Container {
+	c := corev1.Container{Name: name, Image: "example.com/" + name}
+	if r.IntN(2) == 0 {
+		c.Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}
+	}
+	for _, p := range []**corev1.Probe{&c.ReadinessProbe, &c.LivenessProbe, &c.StartupProbe} {
+		*p = generatedProbe(r)
+	}
+	return c
+}
+
+func generatedProbe(r *rand.Rand) *corev1.Probe {
+	port := intstr.FromInt32(8080)
+	if r.IntN(2) == 0 {
+		port = intstr.FromString("http")
+	}
+	switch r.IntN(6) {
+	case 0:
+		return &corev1.Probe{TimeoutSeconds: 2, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/$(HOME)", Port: port, Scheme: pick[corev1.URIScheme](r, "", "HTTP", "HTTPS"), Host: pick(r, "", "localhost", "example.com")}}}
+	case 1:
+		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: port}}}
+	case 2:
+		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}}}
+	case 3:
+		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}}
+	}
+	return nil
+}
+
+func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
+
+// someStrings takes some of the pairs.
+func someStrings(r *rand.Rand, pairs ...string) map[string]string {
+	var out map[string]string
+	for i := 0; i < len(pairs); i += 2 {
+		if r.IntN(4) == 0 {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[pairs[i]] = pairs[i+1]
+		}
+	}
+	return out
+}
+
+func generatedConfigs(t testing.TB) []*inject.Config {
+	return []*inject.Config{
+		configFrom(t, "", "", ""),
+		configFrom(t, "", "", `{"pilot":{"env":{"ENABLE_NATIVE_SIDECARS":false}},"global":{"imagePullSecrets":["pull"],"network":"n1"}}`),
+		configFrom(t, "enablePrometheusMerge: false", "injectedAnnotations: {example.com/a: b}", `{"revision":"canary","sidecarInjectorWebhook":{"rewriteAppHTTPProbe":false},"global":{"proxy":{"holdApplicationUntilProxyStarts":true}}}`),
+		configFrom(t, "", "", "").ForKubernetes(1, 28),
+	}
+}
+
+// TestGeneratedPods holds for any pod: the input stays as it was; injecting the result again changes nothing; the patch, applied
+// by the API server's library, gives the very pod that Pod gives; there is one sidecar, and one only.
+func TestGeneratedPods(t *testing.T) {
+	configs := generatedConfigs(t)
+	for seed := range uint64(600) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		pod, cfg := generated(r), configs[r.IntN(len(configs))]
+		checkPod(t, pod, cfg)
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func checkPod(t *testing.T, pod *corev1.Pod, cfg *inject.Config) {
+	t.Helper()
+	before := pod.DeepCopy()
+	out, _, err := inject.Pod(pod, cfg)
+	if err != nil {
+		t.Fatalf("inject: %v", err)
+	}
+	if !reflect.DeepEqual(before, pod) {
+		t.Errorf("the input was changed:\n%s", cmp.Diff(before, pod))
+	}
+	again, _, err := inject.Pod(out, cfg)
+	if err != nil || !reflect.DeepEqual(out, again) {
+		t.Errorf("a second injection changed something (error %v):\n%s", err, cmp.Diff(out, again))
+	}
+	if v := inject.Decide(out, cfg); v.Inject || v.Reason != inject.AlreadyInjected {
+		t.Errorf("the injected pod is to be injected: %+v", v)
+	}
+	if got, want := patched(t, pod, out), asJSON(t, out); !sameJSON(t, got, want) {
+		t.Errorf("the patch gives another pod:\n%s\nwant\n%s", got, want)
+	}
+	sidecars := 0
+	for _, c := range append(out.Spec.InitContainers[:len(out.Spec.InitContainers):len(out.Spec.InitContainers)], out.Spec.Containers...) {
+		if c.Name == inject.ProxyContainer {
+			sidecars++
+		}
+	}
+	if want := len(before.Spec.Containers) + len(before.Spec.InitContainers) + 2; sidecars != 1 || len(out.Spec.Containers)+len(out.Spec.InitContainers) != want {
+		t.Errorf("%d sidecars among %d containers, want 1 among %d", sidecars, len(out.Spec.Containers)+len(out.Spec.InitContainers), want)
+	}
+}
+
+// patched applies the patch to the pod's JSON.
+func patched(t *testing.T, before, after *corev1.Pod) []byte {
+	t.Helper()
+	patch, err := jsonpatch.DecodePatch(asJSON(t, inject.Patch(before, after)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := patch.Apply(asJSON(t, before))
+	if err != nil {
+		t.Fatalf("apply patch: %v", err)
+	}
+	return out
+}
+
+func asJSON(t testing.TB, v any) []byte {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func sameJSON(t testing.TB, a, b []byte) bool {
+	t.Helper()
+	var x, y any
+	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
+		t.Fatal(err)
+	}
+	return reflect.DeepEqual(x, y)
+}
+
+// TestLateContainer: a container that another webhook added after the sidecar has its probes rewritten when the webhook is
+// called again, and those of the others stay known to the agent.
+func TestLateContainer(t *testing.T) {
+	cfg := configFrom(t, "", "", "")
+	pod := podFrom(t, `
+metadata: {name: web, namespace: shop}
+spec:
+  containers:
+  - name: web
+    readinessProbe: {httpGet: {path: /$ready, port: 80}}
+`)
+	first, _, err := inject.Pod(pod, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := first.DeepCopy()
+	late.Spec.Containers = append(late.Spec.Containers, corev1.Container{Name: "late", LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(90)}}}})
+	second, _, err := inject.Pod(late, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if get := second.Spec.Containers[1].LivenessProbe.HTTPGet; get == nil || get.Path != "/app-health/late/livez" || get.Port.IntValue() != 15020 {
+		t.Errorf("the late container's probe is %+v", second.Spec.Containers[1].LivenessProbe)
+	}
+	const want = `{"/app-health/late/livez":{"tcpSocket":{"port":90}},"/app-health/web/readyz":{"httpGet":{"path":"/$$ready","port":80}}}`
+	if got := envOf(second, "ISTIO_KUBE_APP_PROBERS"); got != want {
+		t.Errorf("the agent is told %s, want %s", got, want)
+	}
+	if got, want := patched(t, late, second), asJSON(t, second); !sameJSON(t, got, want) {
+		t.Errorf("the patch gives another pod:\n%s\nwant\n%s", got, want)
+	}
+}
+
+// envOf is the value of one of the sidecar's variables.
+func envOf(pod *corev1.Pod, name string) string {
+	for _, c := range append(pod.Spec.InitContainers[:len(pod.Spec.InitContainers):len(pod.Spec.InitContainers)], pod.Spec.Containers...) {
+		if c.Name != inject.ProxyContainer {
+			continue
+		}
+		for _, e := range c.Env {
+			if e.Name == name {
+				return e.Value
+			}
+		}
+	}
+	return ""
+}

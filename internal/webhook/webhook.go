@@ -1,0 +1,252 @@
+// Package webhook answers the API server's admission requests over HTTPS: /inject gives a pod its sidecar. It reads and bounds
+// what comes in, asks package inject, and says the outcome: as a patch, as warnings and errors that name the pod and the cause,
+// as metrics and as logs. It has no side effects, so a dry run is answered like any other request.
+//
+// Whoever can reach the port can call it: bodies are limited in size and in number, bad input is answered and never logged in
+// full, a panic ends one request.
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"regexp"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
+)
+
+const (
+	// maxBody is twice what etcd takes for one object, which is sent with itself and its managed fields.
+	maxBody = 3 << 20
+	// maxInFlight bounds the memory of bodies that are read at the same time.
+	maxInFlight = 64 << 20
+	// unsized is what a request without Content-Length counts for.
+	unsized = maxBody
+	// readTimeout is for a body to arrive, waitTimeout for its turn. Both end before the API server's 10 s.
+	readTimeout = 5 * time.Second
+	waitTimeout = 3 * time.Second
+)
+
+// Config is what a Handler needs.
+type Config struct {
+	// Inject gives the configuration in force, nil while there is none. It is called for each request and must not block.
+	Inject     func() *inject.Config
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+}
+
+// Handler serves the webhooks. It is an http.Handler for the paths /inject and /inject/cluster/CLUSTER/net/NETWORK.
+type Handler struct {
+	config  Config
+	metrics *metrics
+	bytes   *semaphore.Weighted
+	mux     *http.ServeMux
+}
+
+// New registers the metrics; it starts nothing.
+func New(c Config) (*Handler, error) {
+	if c.Inject == nil || c.Registerer == nil || c.Log == nil {
+		return nil, errors.New("make webhook: Inject, Registerer and Log must be set")
+	}
+	m, err := newMetrics(c.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	h := &Handler{config: c, metrics: m, bytes: semaphore.NewWeighted(maxInFlight), mux: http.NewServeMux()}
+	h.mux.HandleFunc("POST /inject", h.serveInject)
+	h.mux.HandleFunc("POST /inject/cluster/{cluster}", h.serveInject)
+	h.mux.HandleFunc("POST /inject/cluster/{cluster}/net/{network}", h.serveInject)
+	return h, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+
+// serveInject reads a request and writes its answer. A request that no API server would send gets an HTTP error.
+func (h *Handler) serveInject(w http.ResponseWriter, r *http.Request) {
+	h.metrics.requests.Inc()
+	fail := func(status int, err error) {
+		h.metrics.failure.Inc()
+		h.config.Log.Warn("injection request refused", "status", status, "peer", r.RemoteAddr, "error", err)
+		http.Error(w, err.Error(), status)
+	}
+	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
+		fail(http.StatusUnsupportedMediaType, fmt.Errorf("the content type is %q: send application/json", short(r.Header.Get("Content-Type"))))
+		return
+	}
+	if r.ContentLength > maxBody {
+		fail(http.StatusRequestEntityTooLarge, fmt.Errorf("the body has %d bytes: the most is %d", r.ContentLength, maxBody))
+		return
+	}
+	release, err := h.admit(r)
+	if err != nil {
+		h.metrics.refused.Inc()
+		w.Header().Set("Retry-After", "1")
+		fail(http.StatusServiceUnavailable, err)
+		return
+	}
+	defer release()
+	body, status, err := readBody(w, r)
+	if err != nil {
+		fail(status, err)
+		return
+	}
+	answer, status, err := h.contain(body, r.PathValue("cluster"), r.PathValue("network"))
+	if err != nil {
+		fail(status, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(answer) // the peer is gone: it will ask again
+}
+
+// admit waits, not long, until the request's body fits into what may be in flight.
+func (h *Handler) admit(r *http.Request) (release func(), err error) {
+	n := r.ContentLength
+	if n < 0 {
+		n = unsized
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), waitTimeout)
+	defer cancel()
+	if err := h.bytes.Acquire(ctx, n); err != nil {
+		return nil, errors.New("too many requests are in flight: try again")
+	}
+	return func() { h.bytes.Release(n) }, nil
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) (body []byte, status int, err error) {
+	// Not every ResponseWriter has deadlines (tests); the server's own ReadTimeout then holds.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
+	var b bytes.Buffer
+	if r.ContentLength > 0 {
+		b.Grow(int(min(r.ContentLength, 64<<10)) + bytes.MinRead)
+	}
+	if _, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body is larger than %d bytes", maxBody)
+		}
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, http.StatusBadRequest, errors.New("the body ends early")
+		}
+		return nil, http.StatusRequestTimeout, fmt.Errorf("read body: %w", err)
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	return b.Bytes(), 0, nil
+}
+
+// contain answers and turns a panic into an error of this one request.
+func (h *Handler) contain(body []byte, cluster, network string) (answer []byte, status int, err error) {
+	start := time.Now()
+	defer func() {
+		h.metrics.seconds.Observe(time.Since(start).Seconds())
+		if p := recover(); p != nil {
+			h.metrics.panics.Inc()
+			h.config.Log.Error("injection panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			answer, status, err = nil, http.StatusInternalServerError, errors.New("injection failed by a bug of the control plane: its log says where")
+		}
+	}()
+	return h.answer(body, cluster, network)
+}
+
+// clusterName is what may stand in the path: it becomes an environment variable of the sidecar.
+var clusterName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
+
+// answer is the whole of injection, from bytes to bytes.
+func (h *Handler) answer(body []byte, cluster, network string) (answer []byte, status int, err error) {
+	for _, name := range []string{cluster, network} {
+		if name != "" && !clusterName.MatchString(name) {
+			return nil, http.StatusBadRequest, fmt.Errorf("%q in the path is no name of a cluster or network", short(name))
+		}
+	}
+	r, pod, err := parseReview(body)
+	if err != nil && r == nil {
+		return nil, http.StatusBadRequest, err
+	}
+	var out *response
+	if err != nil {
+		out = h.denied(http.StatusBadRequest, metav1.StatusReasonBadRequest, err)
+	} else {
+		out = h.review(pod, cluster, network)
+	}
+	out.UID = r.Request.UID
+	answer, err = json.Marshal(review{APIVersion: r.APIVersion, Kind: r.Kind, Response: out})
+	if err != nil {
+		return nil, http.StatusInternalServerError, fmt.Errorf("encode answer: %w", err)
+	}
+	return answer, http.StatusOK, nil
+}
+
+// review decides about a pod and patches it.
+func (h *Handler) review(pod *corev1.Pod, cluster, network string) *response {
+	cfg := h.config.Inject()
+	if cfg == nil {
+		return h.denied(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable,
+			errors.New("there is no injector configuration that can be used yet: look at the ConfigMaps istio and istio-sidecar-injector and at the control plane's log"))
+	}
+	cfg = cfg.ForCluster(cluster, network)
+	verdict := inject.Decide(pod, cfg)
+	if !verdict.Inject && verdict.Reason != inject.AlreadyInjected {
+		return h.skipped(pod, verdict, nil)
+	}
+	after, problems, err := inject.Pod(pod, cfg)
+	if err != nil {
+		return h.denied(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err)
+	}
+	warnings := make([]string, 0, len(problems))
+	for _, p := range problems {
+		warnings = append(warnings, inject.Describe(p))
+	}
+	ops := inject.Patch(pod, after)
+	if len(ops) == 0 {
+		return h.skipped(pod, verdict, warnings)
+	}
+	patch, err := json.Marshal(ops)
+	if err != nil {
+		return h.denied(http.StatusInternalServerError, metav1.StatusReasonInternalError, fmt.Errorf("encode patch: %w", err))
+	}
+	h.metrics.success.Inc()
+	h.config.Log.Debug("pod injected", "namespace", pod.Namespace, "pod", nameOf(pod), "reason", verdict.Reason, "warnings", len(warnings))
+	return &response{Allowed: true, Patch: patch, PatchType: "JSONPatch", Warnings: warnings,
+		AuditAnnotations: map[string]string{"injection": string(verdict.Reason)}}
+}
+
+// skipped lets a pod through as it is. Where the pod asks for a sidecar and gets none, its creator and the log hear of it.
+func (h *Handler) skipped(pod *corev1.Pod, v inject.Verdict, warnings []string) *response {
+	h.metrics.skips.WithLabelValues(string(v.Reason)).Inc()
+	level := slog.LevelDebug
+	if v.Surprising {
+		level = slog.LevelInfo
+		warnings = append(warnings, fmt.Sprintf("pod %s/%s gets no sidecar: %s", pod.Namespace, nameOf(pod), v.Detail))
+	}
+	h.config.Log.Log(context.Background(), level, "pod skipped", "namespace", pod.Namespace, "pod", nameOf(pod), "reason", v.Reason, "detail", v.Detail)
+	return &response{Allowed: true, Warnings: warnings, AuditAnnotations: map[string]string{"injection": string(v.Reason)}}
+}
+
+// denied refuses the pod: without its sidecar it would run outside the mesh, and nobody would know.
+func (h *Handler) denied(code int32, reason metav1.StatusReason, err error) *response {
+	h.metrics.failure.Inc()
+	h.config.Log.Info("pod refused", "code", code, "error", err)
+	return &response{Result: &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: err.Error()}}
+}
+
+// nameOf is the pod's name, or the beginning of it that its controller gave.
+func nameOf(pod *corev1.Pod) string {
+	if pod.Name != "" {
+		return pod.Name
+	}
+	return pod.GenerateName + "*"
+}
