@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
 // review is AdmissionReview of admission.k8s.io/v1, which v1beta1 equals in every field used here. It is not the API's type:
@@ -53,11 +55,11 @@ func parseReview(body []byte) (*review, *corev1.Pod, error) {
 	case r.Request.Resource != metav1.GroupVersionResource{Version: "v1", Resource: "pods"}:
 		return &r, nil, fmt.Errorf("the request is for %s, and only pods can be injected", short(r.Request.Resource.String()))
 	}
-	pod := &corev1.Pod{}
 	if len(r.Request.Object) == 0 || string(r.Request.Object) == "null" {
 		return &r, nil, errors.New("the request has no object")
 	}
-	if err := json.Unmarshal(r.Request.Object, pod); err != nil {
+	pod, err := inject.Decode(r.Request.Object)
+	if err != nil {
 		return &r, nil, fmt.Errorf("the object is no pod: %w", err)
 	}
 	if pod.Namespace == "" { // a pod's creator may leave it to the request
