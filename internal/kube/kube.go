@@ -1,0 +1,229 @@
+// Package kube is the end of the control plane that talks to the Kubernetes API server: it watches the kinds that the mesh
+// is made of and hands over snapshots of them, follows ConfigMaps and holds leases.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
+
+	"github.com/selvage-mesh/selvage/internal/index"
+)
+
+// Config is what a Cluster needs.
+type Config struct {
+	Kubernetes kubernetes.Interface
+	Istio      istioclient.Interface
+	Namespace  string // of the control plane
+	Revision   string // "" for the default one
+	// TrustDomain that the CA signs for; "" takes the one of the mesh configuration.
+	TrustDomain   string
+	ClusterDomain string // "" for cluster.local
+	// OnSnapshot is told of every new state, one call after the other. While one runs, changes gather for the next.
+	OnSnapshot func(*index.Snapshot)
+	Log        *slog.Logger // nil for none
+
+	// Quiet is how long nothing must change before a snapshot is taken, because one command of a user arrives by several
+	// watches; MaxWait is how long it may take altogether when changes go on. Zero for 10 ms and 200 ms.
+	Quiet, MaxWait time.Duration
+}
+
+const (
+	defaultQuiet   = 10 * time.Millisecond
+	defaultMaxWait = 200 * time.Millisecond
+)
+
+// Cluster watches one cluster.
+type Cluster struct {
+	config  Config
+	log     *slog.Logger
+	sources []*source
+	wake    chan struct{}
+
+	mu        sync.Mutex // guards the builder, published and the state of the sources
+	builder   *index.Builder
+	published bool
+}
+
+// New gives a cluster that is not watched yet.
+func New(c Config) (*Cluster, error) {
+	switch {
+	case c.Kubernetes == nil || c.Istio == nil:
+		return nil, errors.New("new cluster: a client is missing")
+	case c.OnSnapshot == nil:
+		return nil, errors.New("new cluster: nobody takes the snapshots")
+	}
+	if c.Quiet == 0 {
+		c.Quiet = defaultQuiet
+	}
+	if c.MaxWait == 0 {
+		c.MaxWait = defaultMaxWait
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	indexed := index.Config{Namespace: c.Namespace, Revision: c.Revision, TrustDomain: c.TrustDomain, ClusterDomain: c.ClusterDomain}
+	builder, err := index.New(indexed)
+	if err != nil {
+		return nil, fmt.Errorf("new cluster: %w", err)
+	}
+	cluster := &Cluster{config: c, log: c.Log, wake: make(chan struct{}, 1), builder: builder}
+	cluster.sources = sources(c, indexed.MeshConfigMap())
+	return cluster, nil
+}
+
+// Run watches until ctx ends, and then returns nil. The first snapshot comes when every kind was read, or is an optional one
+// that cannot be; from then on there is always a world, if an old one while the API server is away.
+func (c *Cluster) Run(ctx context.Context) error {
+	// What client-go would log is in the sources' states, and is logged from there.
+	quiet := klog.NewContext(ctx, klog.Logger{})
+	for _, s := range c.sources {
+		go c.reflector(s).RunWithContext(quiet)
+	}
+	var last *index.Snapshot
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.wake:
+		}
+		if !c.gathered() {
+			continue
+		}
+		if !c.settle(ctx) {
+			return nil
+		}
+		c.mu.Lock()
+		snapshot := c.builder.Snapshot()
+		first := !c.published
+		c.mu.Unlock()
+		if snapshot == last {
+			continue
+		}
+		if first {
+			c.log.Info("cluster read", "namespaces", snapshot.Namespaces.Len())
+		} else {
+			c.logChanges(ctx, last, snapshot)
+		}
+		c.config.OnSnapshot(snapshot)
+		last = snapshot
+		c.mu.Lock()
+		c.published = true
+		c.mu.Unlock()
+	}
+}
+
+// settle waits for a moment without changes, and reports false when ctx ended first.
+func (c *Cluster) settle(ctx context.Context) bool {
+	limit := time.NewTimer(c.config.MaxWait)
+	defer limit.Stop()
+	for {
+		calm := time.NewTimer(c.config.Quiet)
+		select {
+		case <-ctx.Done():
+			calm.Stop()
+			return false
+		case <-limit.C:
+			calm.Stop()
+			return true
+		case <-calm.C:
+			return true
+		case <-c.wake:
+			calm.Stop()
+		}
+	}
+}
+
+func (c *Cluster) logChanges(ctx context.Context, before, after *index.Snapshot) {
+	if !c.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	const shown = 10
+	changed := after.ChangedSince(before)
+	names := make([]string, 0, shown)
+	for _, r := range changed[:min(shown, len(changed))] {
+		names = append(names, r.String())
+	}
+	c.log.Debug("cluster changed", "objects", len(changed), "first", names)
+}
+
+// gathered reports whether there is a world to show: every source was read, or is optional and refused.
+func (c *Cluster) gathered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.sources {
+		if !s.read && (!s.optional || s.denied() == nil) {
+			return false
+		}
+	}
+	return true
+}
+
+// Ready says why there is no world yet: the verb, the resource and the role that lacks it where that is the cause. Once a
+// snapshot was handed over it is nil for ever: what is known serves better than nothing while the API server is away.
+func (c *Cluster) Ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.published {
+		return nil
+	}
+	var waiting []string
+	var failed error
+	for _, s := range c.sources {
+		if s.read || s.optional && s.denied() != nil {
+			continue
+		}
+		if err := s.failure(); err != nil && failed == nil {
+			failed = err
+		}
+		waiting = append(waiting, string(s.kind))
+	}
+	switch {
+	case failed != nil:
+		return failed
+	case len(waiting) > 0:
+		return fmt.Errorf("read the cluster: the API server has not listed %s yet", strings.Join(waiting, ", "))
+	}
+	return errors.New("read the cluster: the first model is being made")
+}
+
+// poke has Run look at what has changed.
+func (c *Cluster) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default: // it is going to look anyway
+	}
+}
+
+// attempted records how a request of a source went; err is nil for a success.
+func (c *Cluster) attempted(s *source, verb string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := s.failed[verb]
+	switch {
+	case err == nil:
+		delete(s.failed, verb)
+		if before != nil {
+			c.log.Info("API server answers again", "verb", verb, "resource", s.kind)
+		}
+	case before == nil || isDenied(err) || !isDenied(before): // a refusal stays the cause while the server is away
+		s.failed[verb] = err
+		if before == nil || isDenied(before) != isDenied(err) {
+			c.log.Warn("cannot read from the API server; retrying", "verb", verb, "resource", s.kind, "error", s.failure())
+		}
+	}
+	if denied := s.denied(); denied != nil {
+		c.builder.SetUnavailable(s.kind, s.problem(denied))
+	} else {
+		c.builder.SetAvailable(s.kind)
+	}
+	c.poke()
+}
