@@ -4,6 +4,8 @@ package scope
 
 import (
 	"fmt"
+	"net/netip"
+	"strings"
 
 	"github.com/selvage-mesh/selvage/internal/mesh"
 )
@@ -22,7 +24,32 @@ type Proxy struct {
 type Version struct{ Major, Minor, Patch uint32 }
 
 // Traits are the properties of a proxy that change what is generated for it. Few values of each, or the cache is of no use.
-type Traits struct{}
+type Traits struct {
+	// IPv4 and IPv6 say which addresses the workload has; IPv4 stands when none are known.
+	IPv4, IPv6 bool
+}
+
+func traits(w *mesh.Workload, p Proxy) (t Traits) {
+	for _, a := range w.Addresses {
+		t.add(a)
+	}
+	if t == (Traits{}) { // a pod's sidecar can be here before its addresses are in its status: the node id has one
+		if fields := strings.Split(p.ID, "~"); len(fields) > 1 {
+			a, _ := netip.ParseAddr(fields[1])
+			t.add(a)
+		}
+	}
+	if t == (Traits{}) {
+		t.IPv4 = true
+	}
+	return t
+}
+
+func (t *Traits) add(a netip.Addr) {
+	a = a.Unmap()
+	t.IPv4 = t.IPv4 || a.Is4()
+	t.IPv6 = t.IPv6 || a.Is6()
+}
 
 // View is all that the generators may read for one proxy.
 type View struct {
@@ -59,7 +86,7 @@ func For(m *mesh.Model, p Proxy) (View, error) {
 		return View{}, fmt.Errorf("scope proxy %s: its identity is service account %s/%s, but pod %s/%s runs as %s",
 			p.ID, p.Namespace, p.ServiceAccount, p.Namespace, p.Name, w.ServiceAccount)
 	}
-	return View{Settings: m.Settings, Outbound: m.Outbound, Inbound: w.Inbound, endpoints: m.Endpoints}, nil
+	return View{Settings: m.Settings, Outbound: m.Outbound, Inbound: w.Inbound, Traits: traits(w, p), endpoints: m.Endpoints}, nil
 }
 
 // UnknownWorkloadError says that a proxy's pod is not in the model: worth waiting for the next model before giving up.

@@ -1,0 +1,88 @@
+package envoy
+
+import (
+	"slices"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
+)
+
+// MeshALPN are the protocol names by which a sidecar says that it speaks the mesh's mutual TLS and not an application's own
+// TLS. The first is what our sidecars offer; the others are what Istio's do.
+var MeshALPN = []string{"istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"}
+
+// UpstreamTLS is the client's side of the mesh's mutual TLS.
+type UpstreamTLS struct {
+	SNI string
+	// Identities are the SPIFFE identities that the server may show. When there are none, any of TrustDomain is accepted:
+	// an unknown server is never accepted from outside of the trust domain.
+	Identities  []string
+	TrustDomain string
+	HTTP2       bool
+}
+
+// Socket gives the transport socket.
+func (u UpstreamTLS) Socket() *corev3.TransportSocket {
+	alpn := []string{"istio"}
+	if u.HTTP2 {
+		alpn = append(alpn, "h2")
+	}
+	sans := make([]*tlsv3.SubjectAltNameMatcher, 0, max(1, len(u.Identities)))
+	for _, id := range u.Identities {
+		sans = append(sans, uri(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: id}}))
+	}
+	if len(sans) == 0 {
+		sans = append(sans, inTrustDomain(u.TrustDomain))
+	}
+	return tlsSocket(&tlsv3.UpstreamTlsContext{CommonTlsContext: commonTLS(alpn, sans), Sni: u.SNI})
+}
+
+// DownstreamTLS is the server's side of the mesh's mutual TLS: the client must show a certificate of the trust domain.
+func DownstreamTLS(trustDomain string, alpn ...string) *corev3.TransportSocket {
+	return tlsSocket(&tlsv3.DownstreamTlsContext{
+		RequireClientCertificate: isTrue(),
+		CommonTlsContext:         commonTLS(alpn, []*tlsv3.SubjectAltNameMatcher{inTrustDomain(trustDomain)}),
+	})
+}
+
+// PlainSocket is the transport socket that adds nothing.
+func PlainSocket() *corev3.TransportSocket {
+	const name = "envoy.transport_sockets.raw_buffer"
+	return &corev3.TransportSocket{Name: name, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&rawv3.RawBuffer{})}}
+}
+
+func tlsSocket(context proto.Message) *corev3.TransportSocket {
+	return &corev3.TransportSocket{Name: "envoy.transport_sockets.tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(context)}}
+}
+
+func commonTLS(alpn []string, sans []*tlsv3.SubjectAltNameMatcher) *tlsv3.CommonTlsContext {
+	return &tlsv3.CommonTlsContext{
+		TlsParams: &tlsv3.TlsParameters{
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
+			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+		},
+		AlpnProtocols:                  slices.Clone(alpn),
+		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secret(CertificateSecret)},
+		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
+			CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
+				DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: sans},
+				ValidationContextSdsSecretConfig: secret(RootSecret),
+			},
+		},
+	}
+}
+
+func secret(name string) *tlsv3.SdsSecretConfig {
+	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: sds()}
+}
+
+func uri(m *matcherv3.StringMatcher) *tlsv3.SubjectAltNameMatcher {
+	return &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: m}
+}
+
+func inTrustDomain(domain string) *tlsv3.SubjectAltNameMatcher {
+	return uri(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + domain + "/"}})
+}

@@ -1,0 +1,147 @@
+package xds
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/ref"
+	"github.com/selvage-mesh/selvage/internal/scope"
+	"github.com/selvage-mesh/selvage/internal/xds/envoy"
+)
+
+// Generate gives the clusters, listeners and routes of one view. It depends on nothing but what View.Key identifies, and it
+// is deterministic: equal views give equal bytes. Many views are made faster, and with less memory, by one Generator.
+func Generate(v scope.View) (*Config, error) { return new(Generator).Generate(v) }
+
+// Generator generates views and remembers what they have in common: what leads out of a proxy is the same for all proxies
+// that see the same services, but for the short names of their own namespace, and a service that did not change keeps its
+// resources. What it returns is what Generate returns. The zero Generator is ready; it may be used concurrently.
+type Generator struct {
+	mu     sync.Mutex
+	shared []*outbound // the last used first
+}
+
+// keptOutbounds is how many models' outbound parts a Generator remembers: the current one for each kind of proxy (Traits),
+// and the one before, which proxies may still be asking for.
+const keptOutbounds = 6
+
+// Generate gives what the function Generate does.
+func (g *Generator) Generate(v scope.View) (*Config, error) {
+	if v.Settings == nil || v.Outbound == nil || v.Inbound == nil {
+		return nil, errors.New("generate configuration: the view has no settings, no outbound or no inbound part")
+	}
+	out, err := g.outbound(v)
+	if err != nil {
+		return nil, fmt.Errorf("generate outbound configuration: %w", err)
+	}
+	routes, err := out.routesOf(v.Inbound.Namespace)
+	if err != nil {
+		return nil, fmt.Errorf("generate routes of namespace %s: %w", v.Inbound.Namespace, err)
+	}
+	in, err := generateInbound(build{v.Settings, v.Traits}, v.Inbound)
+	if err != nil {
+		return nil, fmt.Errorf("generate inbound configuration: %w", err)
+	}
+	return &Config{
+		Clusters:  merge(out.clusters, in.clusters),
+		Listeners: merge(out.listeners, in.listeners),
+		Routes:    routes,
+	}, nil
+}
+
+// outbound finds or makes the part that v shares with other views. It is made under the lock: everyone who asks meanwhile
+// wants that same part.
+func (g *Generator) outbound(v scope.View) (*outbound, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	key := outboundKey{build{v.Settings, v.Traits}, v.Outbound}
+	var before *outbound
+	for i, o := range g.shared {
+		if o.key == key {
+			copy(g.shared[1:i+1], g.shared[:i])
+			g.shared[0] = o
+			return o, nil
+		}
+		if before == nil && o.key.build == key.build {
+			before = o
+		}
+	}
+	o, err := newOutbound(key, before)
+	if err != nil {
+		return nil, err
+	}
+	g.shared = slices.Insert(g.shared, 0, o)
+	if len(g.shared) > keptOutbounds {
+		g.shared = slices.Delete(g.shared, keptOutbounds, len(g.shared))
+	}
+	return o, nil
+}
+
+// build is what every resource may depend on besides its own service or port.
+type build struct {
+	settings *mesh.Settings
+	traits   scope.Traits
+}
+
+const defaultConnectTimeout = 10 * time.Second
+
+func (b build) connectTimeout() time.Duration {
+	if b.settings.ConnectTimeoutMillis <= 0 {
+		return defaultConnectTimeout
+	}
+	return time.Duration(b.settings.ConnectTimeoutMillis) * time.Millisecond
+}
+
+func (b build) families() envoy.Families {
+	if !b.traits.IPv4 && !b.traits.IPv6 {
+		return envoy.Families{IPv4: true}
+	}
+	return envoy.Families{IPv4: b.traits.IPv4, IPv6: b.traits.IPv6}
+}
+
+func (b build) accessLog() envoy.AccessLog {
+	return envoy.AccessLog{File: b.settings.AccessLogFile, Format: b.settings.AccessLogFormat, JSON: b.settings.AccessLogJSON}
+}
+
+// resource serializes a message. Refs are its own and the mesh-wide settings', since those shape every resource.
+func (b build) resource(name string, m proto.Message, refs []ref.Ref) (Resource, error) {
+	body, err := envoy.Marshal(m)
+	if err != nil {
+		return Resource{}, fmt.Errorf("marshal %s %s: %w", m.ProtoReflect().Descriptor().Name(), name, err)
+	}
+	return Resource{Name: name, Version: version(body), Body: &anypb.Any{TypeUrl: envoy.TypeURL(m), Value: body}, Refs: b.refs(refs)}, nil
+}
+
+func (b build) refs(own []ref.Ref) []ref.Ref {
+	return sortedRefs(append(slices.Clone(own), b.settings.Refs...))
+}
+
+func sortedRefs(refs []ref.Ref) []ref.Ref {
+	slices.SortFunc(refs, ref.Compare)
+	return slices.Compact(refs)
+}
+
+// version is the first 128 bits of a SHA-256.
+func version(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:16])
+}
+
+func byName(a, b Resource) int { return strings.Compare(a.Name, b.Name) }
+
+// merge joins two lists that are sorted by name.
+func merge(a, b []Resource) []Resource {
+	all := append(slices.Clip(slices.Clone(a)), b...)
+	slices.SortFunc(all, byName)
+	return all
+}
