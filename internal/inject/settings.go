@@ -184,7 +184,6 @@ func Default(revision string) Settings {
 					Image:                     "proxy",
 					Resources:                 defaultResources(),
 					LogLevel:                  "warning",
-					ComponentLogLevel:         "misc:error",
 					IncludeIPRanges:           "*",
 					IncludeInboundPorts:       "*",
 					StatusPort:                &statusPort,
