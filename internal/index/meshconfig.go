@@ -7,8 +7,10 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	meshapi "istio.io/api/mesh/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
@@ -42,10 +44,9 @@ func ParseMeshConfig(text string) (values *meshapi.MeshConfig, ignored, err erro
 	}
 	values = &meshapi.MeshConfig{}
 	if err := protojson.Unmarshal(raw, values); err != nil {
-		ignored = plain(err)
-		values = &meshapi.MeshConfig{}
-		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, values); err != nil {
-			return nil, nil, fmt.Errorf("parse mesh configuration: %w", locate(fields, plain(err)))
+		values, ignored, err = parseByField(fields)
+		if err != nil {
+			return nil, nil, fmt.Errorf("parse mesh configuration: %w", err)
 		}
 	}
 	// The zero value of the mode is not its default, and cannot be told from an unset one once it is parsed.
@@ -55,26 +56,44 @@ func ParseMeshConfig(text string) (values *meshapi.MeshConfig, ignored, err erro
 	return values, ignored, nil
 }
 
-// locate puts the name of the first field that cannot be read before the error, which does not always say it.
-func locate(fields map[string]json.RawMessage, whole error) error {
+// parseByField reads what has an error somewhere: it names the field of each, and leaves out what is only unknown. An
+// unknown value of an enum is an error: to read it as the first one would turn what was meant into something else.
+func parseByField(fields map[string]json.RawMessage) (values *meshapi.MeshConfig, ignored, err error) {
+	values = &meshapi.MeshConfig{}
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
 		alone, err := json.Marshal(map[string]json.RawMessage{name: fields[name]})
 		if err != nil {
-			return whole
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(alone, &meshapi.MeshConfig{}); err != nil {
-			return fmt.Errorf("%s: %w", name, plain(err))
+		var field meshapi.MeshConfig
+		if strict := protojson.Unmarshal(alone, &field); strict != nil {
+			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(alone, &field); err != nil {
+				return nil, nil, fmt.Errorf("%s: %w", name, plain(err))
+			}
+			if strings.Contains(strict.Error(), "invalid value for enum") {
+				return nil, nil, fmt.Errorf("%s: %w", name, plain(strict))
+			}
+			ignored = errors.Join(ignored, plain(strict))
 		}
+		proto.Merge(values, &field)
 	}
-	return whole
+	return values, ignored, nil
 }
 
+// hasMode reports whether outboundTrafficPolicy has a mode that is known.
 func hasMode(fields map[string]json.RawMessage) bool {
 	for _, name := range []string{"outboundTrafficPolicy", "outbound_traffic_policy"} {
 		var policy struct {
 			Mode any `json:"mode"`
 		}
-		if json.Unmarshal(fields[name], &policy) == nil && policy.Mode != nil {
+		if json.Unmarshal(fields[name], &policy) != nil {
+			continue
+		}
+		if text, ok := policy.Mode.(string); ok {
+			_, known := meshapi.MeshConfig_OutboundTrafficPolicy_Mode_value[text]
+			return known
+		}
+		if policy.Mode != nil {
 			return true
 		}
 	}
@@ -125,7 +144,7 @@ func (b *Builder) setMesh(c *corev1.ConfigMap) {
 	b.mesh, b.changed = &MeshConfig{Ref: r, Values: values}, true
 	if ignored != nil {
 		b.meshProblems(meshProblem(r, diag.Warning, "data."+MeshKey,
-			"parse mesh configuration: "+ignored.Error()+"; the rest is in force", "mend the spelling, or take the field out: "+hint))
+			"parse mesh configuration: "+strings.ReplaceAll(ignored.Error(), "\n", ", ")+"; the rest is in force", "mend the spelling, or take the field out: "+hint))
 		return
 	}
 	b.meshProblems()
