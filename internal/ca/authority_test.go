@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -203,9 +204,9 @@ func TestDeletedSecretIsPutBack(t *testing.T) {
 func TestRunWaitsForAnAPIServerThatComesLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
-		down := true
+		var up atomic.Bool
 		client.PrependReactor("get", "secrets", func(kubetesting.Action) (bool, runtime.Object, error) {
-			return down, nil, errors.New("connection refused")
+			return !up.Load(), nil, errors.New("connection refused")
 		})
 		a := newAuthority(t, client, nil)
 		run(t, a)
@@ -215,7 +216,7 @@ func TestRunWaitsForAnAPIServerThatComesLater(t *testing.T) {
 		if _, err := a.GetCertificate(nil); err == nil {
 			t.Error("a certificate without a root")
 		}
-		down = false
+		up.Store(true)
 		time.Sleep(30 * time.Second) // the longest pause between two tries
 		synctest.Wait()
 		if err := a.Ready(); err != nil {
