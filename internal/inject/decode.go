@@ -1,15 +1,13 @@
 package inject
 
 import (
-	"encoding/json"
-
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// podView is what Decide, Pod and Patch read of a pod that has no sidecar yet. Most of what an API server sends is something
-// else: managed fields, volumes' sources, environments of hundreds of variables.
-type podView struct {
+// View is what Decide, Pod and Patch read of a pod that has no sidecar yet; it decodes from the pod's JSON. Most of what an API
+// server sends is something else: managed fields, volumes' sources, environments of hundreds of variables.
+type View struct {
 	Metadata struct {
 		Name            string                  `json:"name"`
 		GenerateName    string                  `json:"generateName"`
@@ -44,25 +42,17 @@ type containerView struct {
 	} `json:"securityContext"`
 }
 
-// Decode reads a pod's JSON as far as injection needs it, which takes a fraction of the time that all of it takes. The result is
-// for Decide, Pod and Patch only: they give the same for it as for the whole pod, and the patch fits the whole pod.
-func Decode(data []byte) (*corev1.Pod, error) {
-	var v podView
-	if err := json.Unmarshal(data, &v); err != nil {
-		return nil, err
-	}
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+// Pod is a pod for Decide, Pod and Patch only: they give the same for it as for the whole pod, and the patch fits the whole
+// pod. ok is false when the pod has a sidecar already: then its sidecar is read too, and the whole pod must be decoded.
+func (v *View) Pod() (pod *corev1.Pod, ok bool) {
+	pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Name: v.Metadata.Name, GenerateName: v.Metadata.GenerateName, Namespace: v.Metadata.Namespace,
 		Labels: v.Metadata.Labels, Annotations: v.Metadata.Annotations, OwnerReferences: v.Metadata.OwnerReferences,
 	}}
 	pod.Spec.InitContainers = containersOf(v.Spec.InitContainers)
 	pod.Spec.Containers = containersOf(v.Spec.Containers)
-	if injected(pod) { // its sidecar's environment is read too
-		whole := &corev1.Pod{}
-		if err := json.Unmarshal(data, whole); err != nil {
-			return nil, err
-		}
-		return whole, nil
+	if injected(pod) {
+		return nil, false
 	}
 	for i := range v.Spec.Volumes {
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: v.Spec.Volumes[i].Name})
@@ -71,7 +61,7 @@ func Decode(data []byte) (*corev1.Pod, error) {
 	if sc := v.Spec.SecurityContext; sc != nil {
 		pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: sc.RunAsUser}
 	}
-	return pod, nil
+	return pod, true
 }
 
 func containersOf(views []containerView) []corev1.Container {

@@ -166,28 +166,28 @@ func (h *Handler) contain(body []byte, cluster, network string) (answer []byte, 
 var clusterName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
 
 // answer is the whole of injection, from bytes to bytes.
-func (h *Handler) answer(body []byte, cluster, network string) (answer []byte, status int, err error) {
+func (h *Handler) answer(body []byte, cluster, network string) (out []byte, status int, err error) {
 	for _, name := range []string{cluster, network} {
 		if name != "" && !clusterName.MatchString(name) {
 			return nil, http.StatusBadRequest, fmt.Errorf("%q in the path is no name of a cluster or network", short(name))
 		}
 	}
-	r, pod, err := parseReview(body)
-	if err != nil && r == nil {
+	asked, pod, err := parseReview(body)
+	if err != nil && asked == nil {
 		return nil, http.StatusBadRequest, err
 	}
-	var out *response
+	var r *response
 	if err != nil {
-		out = h.denied(http.StatusBadRequest, metav1.StatusReasonBadRequest, err)
+		r = h.denied(http.StatusBadRequest, metav1.StatusReasonBadRequest, err)
 	} else {
-		out = h.review(pod, cluster, network)
+		r = h.review(pod, cluster, network)
 	}
-	out.UID = r.Request.UID
-	answer, err = json.Marshal(review{APIVersion: r.APIVersion, Kind: r.Kind, Response: out})
+	r.UID = asked.uid
+	out, err = json.Marshal(answer{APIVersion: asked.apiVersion, Kind: asked.kind, Response: r})
 	if err != nil {
 		return nil, http.StatusInternalServerError, fmt.Errorf("encode answer: %w", err)
 	}
-	return answer, http.StatusOK, nil
+	return out, http.StatusOK, nil
 }
 
 // review decides about a pod and patches it.
