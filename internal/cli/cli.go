@@ -157,20 +157,17 @@ func (a *app) examples(block string) string {
 	return strings.Join(lines, "\n")
 }
 
-// exactArgs is cobra's check with a message that leads to the help.
-func exactArgs(least, most int) cobra.PositionalArgs {
+// atMost is cobra's check of the number of arguments, with a message that leads to the help.
+func atMost(most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) >= least && len(args) <= most {
+		if len(args) <= most {
 			return nil
 		}
-		want := fmt.Sprintf("takes %d to %d arguments", least, most)
-		if least == most {
-			want = fmt.Sprintf("takes %d arguments", most)
+		takes := "takes no arguments"
+		if most > 0 {
+			takes = "takes at most " + plural(most, "argument", "arguments")
 		}
-		if most == 0 {
-			want = "takes no arguments"
-		}
-		return &usageError{cmd.CommandPath(), fmt.Errorf("%s %s, %d given: %s", cmd.Name(), want, len(args), strings.Join(args, " "))}
+		return &usageError{cmd.CommandPath(), fmt.Errorf("%s %s, %d given: %s", cmd.Name(), takes, len(args), strings.Join(args, " "))}
 	}
 }
 

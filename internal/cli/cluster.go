@@ -89,13 +89,16 @@ type kubeconfigError struct {
 	err           error
 }
 
+// isEmpty reports whether there is none at all.
+func (e *kubeconfigError) isEmpty() bool { return clientcmd.IsEmptyConfig(e.err) }
+
 func (e *kubeconfigError) Unwrap() error { return e.err }
 
 func (e *kubeconfigError) Error() string {
 	switch {
 	case e.path != "" && errors.Is(e.err, fs.ErrNotExist):
 		return fmt.Sprintf("there is no kubeconfig %s: --kubeconfig takes the path of an existing file", e.path)
-	case clientcmd.IsEmptyConfig(e.err):
+	case e.isEmpty():
 		return fmt.Sprintf("no cluster is configured: set KUBECONFIG or --kubeconfig, or make a lab on this machine with `%s up`", e.program)
 	}
 	return fmt.Sprintf("the kubeconfig cannot be used: %s; `kubectl config view` shows it", strings.TrimPrefix(e.err.Error(), "invalid configuration: "))

@@ -32,7 +32,7 @@ func (a *app) injectCommand() *cobra.Command {
 			selvage inject -f shop.yaml > meshed.yaml
 			kustomize build . | selvage inject -f - | kubectl apply -f -
 			selvage inject -f shop.yaml --revision asm-1234-1 --values values.yaml`),
-		Args: exactArgs(0, 0),
+		Args: atMost(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if flags.file == "" {
 				return &usageError{cmd.CommandPath(), errors.New("-f is missing: the file to read, or - for standard input")}

@@ -47,7 +47,7 @@ func (a *app) installCommand() *cobra.Command {
 			selvage install --revision asm-1234-1           beside other revisions
 			selvage install --registry registry.example.com/mesh --tag 1.0.0
 			selvage install --endpoint 192.0.2.7            the control plane runs there, outside the cluster`),
-		Args: exactArgs(0, 0),
+		Args: atMost(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.installOptions(cmd, &flags); err != nil {
 				return err
@@ -213,7 +213,7 @@ func (a *app) uninstallCommand() *cobra.Command {
 			selvage uninstall
 			selvage uninstall --revision asm-1234-1
 			selvage uninstall --purge               nothing stays`),
-		Args: exactArgs(0, 0),
+		Args: atMost(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.checkOutput(cmd, "table", "json", "yaml"); err != nil {
 				return err
@@ -252,6 +252,9 @@ func (a *app) printRemoval(o install.RemoveOptions, r *install.Removal) error {
 	}
 	for _, kept := range r.Kept {
 		fmt.Fprintf(a.Stdout, "Kept: %s\n", kept)
+	}
+	if r.Outside != "" {
+		fmt.Fprintf(a.Stdout, "%s, outside the cluster, still runs as this revision's control plane: end it, or it makes its objects again.\n", r.Outside)
 	}
 	if r.Injected > 0 {
 		fmt.Fprintf(a.Stdout, "%d pods still run a sidecar of this revision: restart them to be rid of it.\n", r.Injected)

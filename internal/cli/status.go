@@ -25,7 +25,7 @@ func (a *app) statusCommand() *cobra.Command {
 			selvage status -n shop
 			selvage status web-7d9c5bd5c8-x2x8z -n shop     with the last error and what caused it
 			selvage status -o json`),
-		Args:              exactArgs(0, 1),
+		Args:              atMost(1),
 		ValidArgsFunction: a.completeProxies,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.checkOutput(cmd, "table", "json", "yaml"); err != nil {

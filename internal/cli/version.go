@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -10,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"istio.io/api/label"
 
@@ -48,7 +48,7 @@ func (a *app) versionCommand() *cobra.Command {
 			selvage version
 			selvage version --client
 			selvage version -o json`),
-		Args: exactArgs(0, 0),
+		Args: atMost(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.checkOutput(cmd, "table", "json", "yaml"); err != nil {
 				return err
@@ -74,7 +74,8 @@ func (a *app) controlPlanes(ctx context.Context) ([]controlPlaneVersion, error) 
 	list := []controlPlaneVersion{}
 	c, err := a.connect()
 	if err != nil {
-		if clientcmd.IsEmptyConfig(err) && a.kubeconfig == "" && a.context == "" {
+		var none *kubeconfigError
+		if errors.As(err, &none) && none.isEmpty() && a.kubeconfig == "" && a.context == "" {
 			return list, nil
 		}
 		return list, err

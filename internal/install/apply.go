@@ -6,6 +6,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
 // Plan says what Install would do, having asked the API server to check every object. It changes nothing.
@@ -88,12 +90,13 @@ func (i *Installer) applyAll(ctx context.Context, objects []*unstructured.Unstru
 	for n, u := range objects {
 		isDefinition := u.GetKind() == definitionsKind.kind
 		if changes[n].Action != Unchanged {
-			if err := i.applyOne(ctx, u, o); err != nil {
+			applied, err := i.applyOne(ctx, u, o)
+			switch {
+			case err != nil:
 				return err
-			}
-			if isDefinition {
+			case isDefinition:
 				definitions++ // all of them are one line
-			} else {
+			case applied:
 				i.say("  %s %s", describe(u), changes[n].Action)
 			}
 		}
@@ -110,27 +113,21 @@ func (i *Installer) applyAll(ctx context.Context, objects []*unstructured.Unstru
 }
 
 // applyOne applies one object. Where somebody else has set a field, the installation wins and says so, with one exception:
-// a mesh configuration that was edited in the cluster stays unless a new one was given.
-func (i *Installer) applyOne(ctx context.Context, u *unstructured.Unstructured, o Options) error {
-	_, err := i.serverSide(ctx, u, applyOptions{})
-	fields := conflictsOf(err)
-	if fields == nil {
-		return wrapApply(u, err)
+// a mesh configuration that was edited in the cluster stays unless a new one was given; applied is false then.
+func (i *Installer) applyOne(ctx context.Context, u *unstructured.Unstructured, o Options) (applied bool, err error) {
+	_, err = i.serverSide(ctx, u, applyOptions{})
+	if fields := conflictsOf(err); fields != nil {
+		if u.GetKind() == configMaps.kind && u.GetName() == o.Name(inject.MeshConfigMap) && o.MeshConfig == nil {
+			i.say("  %s was edited and stays as it is: %s", describe(u), list(fields))
+			return false, nil
+		}
+		i.say("  %s: set back what others had changed: %s", describe(u), list(fields))
+		_, err = i.serverSide(ctx, u, applyOptions{force: true})
 	}
-	if u.GetKind() == configMaps.kind && u.GetName() == o.Name("istio") && o.MeshConfig == nil {
-		i.say("  %s was edited and stays as it is: %s", describe(u), list(fields))
-		return nil
-	}
-	i.say("  %s: set back what others had changed: %s", describe(u), list(fields))
-	_, err = i.serverSide(ctx, u, applyOptions{force: true})
-	return wrapApply(u, err)
-}
-
-func wrapApply(u *unstructured.Unstructured, err error) error {
 	if err != nil {
-		return fmt.Errorf("apply %s: %w", describe(u), err)
+		return false, fmt.Errorf("apply %s: %w", describe(u), err)
 	}
-	return nil
+	return true, nil
 }
 
 type applyOptions struct{ dryRun, force bool }

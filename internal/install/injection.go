@@ -14,19 +14,13 @@ import (
 // settings are the injector's and the mesh's: the built-in ones, under a mesh configuration that was given, under what the
 // options say about images and names.
 func (o Options) settings() (inject.Settings, error) {
-	values, err := json.Marshal(map[string]string{"revision": o.revision()})
+	values, err := json.Marshal(o.values())
 	if err != nil {
-		return inject.Settings{}, fmt.Errorf("render revision: %w", err)
+		return inject.Settings{}, fmt.Errorf("render values: %w", err)
 	}
 	s, problems := inject.ParseSettings(o.MeshConfig, nil, values)
 	if o.TrustDomain != "" {
 		s.Mesh.TrustDomain = o.TrustDomain
-	}
-	s.Values.Global.Proxy.Image = o.ProxyImage
-	s.Values.Global.ProxyInit.Image = o.ProxyImage
-	s.Values.Global.MultiCluster.ClusterName = o.ClusterID
-	if o.PullPolicy != "" {
-		s.Values.Global.ImagePullPolicy = o.PullPolicy
 	}
 	_, more := s.Compile()
 	for _, p := range append(problems, more...) {
@@ -35,6 +29,23 @@ func (o Options) settings() (inject.Settings, error) {
 		}
 	}
 	return s, nil
+}
+
+// values are what the options say in the format of the injector's values, laid over the built-in ones. An image of the form
+// HUB/NAME:TAG is taken apart, as people who know Istio's values look for hub and tag.
+func (o Options) values() map[string]any {
+	image, global := o.ProxyImage, map[string]any{}
+	slash, colon := strings.LastIndex(image, "/"), strings.LastIndex(image, ":")
+	if slash > 0 && colon > slash && !strings.Contains(image, "@") {
+		global["hub"], global["tag"], image = image[:slash], image[colon+1:], image[slash+1:colon]
+	}
+	global["proxy"] = map[string]any{"image": image}
+	global["proxy_init"] = map[string]any{"image": image}
+	global["multiCluster"] = map[string]any{"clusterName": o.ClusterID}
+	if o.PullPolicy != "" {
+		global["imagePullPolicy"] = o.PullPolicy
+	}
+	return map[string]any{"revision": o.revision(), "global": global}
 }
 
 // webhooks call the control plane for each pod that is created and selected. They carry no caBundle: see FieldManager.

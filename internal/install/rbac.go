@@ -40,7 +40,8 @@ func (o Options) namespaceGrants() []grant {
 		{"mesh and injector configuration", "core", "configmaps", o.Name("istio") + " " + o.Name("istio-sidecar-injector"), "get list watch"},
 		{"the signing key of the mesh", "core", "secrets", rootSecret, "get list watch"},
 		{"make the signing key of the mesh", "core", "secrets", "", "create"},
-		{"one writer at a time", "coordination.k8s.io", "leases", "", "create get list watch update patch"},
+		{"one writer at a time", "coordination.k8s.io", "leases", o.Name(webhooksLease) + " " + rootsLease, "get update"},
+		{"begin to be that writer", "coordination.k8s.io", "leases", "", "create"},
 	}
 }
 

@@ -96,7 +96,7 @@ func plain(object runtime.Object) (*unstructured.Unstructured, error) {
 	return &unstructured.Unstructured{Object: content}, nil
 }
 
-// dropNulls removes null fields, and the empty structs and creation times inside a pod template, at any depth.
+// dropNulls removes null fields, and structs that the Go types write even when they are empty, at any depth.
 func dropNulls(node any) {
 	switch n := node.(type) {
 	case []any:
@@ -105,7 +105,8 @@ func dropNulls(node any) {
 		}
 	case map[string]any:
 		for key, value := range n {
-			if m, isMap := value.(map[string]any); value == nil || isMap && len(m) == 0 && (key == "resources" || key == "strategy") {
+			m, isMap := value.(map[string]any)
+			if value == nil || isMap && len(m) == 0 && (key == "resources" || key == "strategy" || key == "spec") {
 				delete(n, key)
 				continue
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,9 @@ const sliceMaker = discoveryv1.LabelManagedBy
 const (
 	rootSecret = "istio-ca-secret"    // the signing key, in Namespace
 	rootConfig = "istio-ca-root-cert" // the root certificate, in every namespace
+
+	webhooksLease = "selvage-webhooks" // with -REV: who keeps the webhooks of a revision right
+	rootsLease    = "selvage-roots"    // who distributes the root of all revisions
 )
 
 // Removal is what Uninstall takes and what it leaves.
@@ -28,6 +32,9 @@ type Removal struct {
 	Kept    []string `json:"kept"`    // with the reason
 	// Injected counts the pods that still run a sidecar of this revision.
 	Injected int `json:"injectedPods"`
+	// Outside is the holder of a lease of this revision that was renewed a moment ago although no pod of it is left: a control
+	// plane outside the cluster, which makes its objects again until it is ended. "" when there is none.
+	Outside string `json:"outside,omitempty"`
 }
 
 // RemoveOptions say what to uninstall.
@@ -59,10 +66,13 @@ func (i *Installer) Uninstall(ctx context.Context, ro RemoveOptions) (*Removal, 
 	if err := r.waitForPods(ctx); err != nil {
 		return nil, err
 	}
-	for _, kind := range []kindRef{clusterBindings, roleBindings, clusterRoles, roles, services, endpointSlices, configMaps, leases, serviceAccounts} {
+	for _, kind := range []kindRef{clusterBindings, roleBindings, clusterRoles, roles, services, endpointSlices, configMaps, serviceAccounts} {
 		if err := r.removeOwned(ctx, kind, mine); err != nil {
 			return nil, err
 		}
+	}
+	if err := r.removeLease(ctx, r.options.Name(webhooksLease)); err != nil {
+		return nil, err
 	}
 	if len(others) > 0 {
 		r.out.Kept = append(r.out.Kept, "what all revisions share: still installed: "+list(others))
@@ -165,10 +175,13 @@ func (r *remover) waitForPods(ctx context.Context) error {
 
 // removeShared removes what the last revision leaves. The mesh's state, which is the user's, stays unless it is purged.
 func (r *remover) removeShared(ctx context.Context, purge bool) error {
-	for _, kind := range []kindRef{clusterBindings, clusterRoles, serviceAccounts, leases, configMaps} {
+	for _, kind := range []kindRef{clusterBindings, clusterRoles, serviceAccounts, configMaps} {
 		if err := r.removeOwned(ctx, kind, "!"+label.IoIstioRev.Name); err != nil {
 			return err
 		}
+	}
+	if err := r.removeLease(ctx, rootsLease); err != nil {
+		return err
 	}
 	if err := r.removeDefinitions(ctx, purge); err != nil {
 		return err
@@ -177,6 +190,29 @@ func (r *remover) removeShared(ctx context.Context, purge bool) error {
 		return err
 	}
 	return r.removeNamespace(ctx)
+}
+
+// removeLease removes a lease of the control plane's. Leases carry no labels; their names are Selvage's own.
+func (r *remover) removeLease(ctx context.Context, name string) error {
+	lease, err := r.get(ctx, leases, Namespace, name)
+	if err != nil || lease == nil {
+		return err
+	}
+	holder, _, _ := unstructured.NestedString(lease.Object, "spec", "holderIdentity")
+	renewed, _, _ := unstructured.NestedString(lease.Object, "spec", "renewTime")
+	at, err := time.Parse(time.RFC3339Nano, renewed)
+	if err == nil && holder != "" && time.Since(at) < leaseFresh && !r.hadDeployment() {
+		r.out.Outside = holder
+	}
+	return r.drop(ctx, leases, lease)
+}
+
+// leaseFresh is how old the renewal of a lease may be for its holder to count as running.
+const leaseFresh = 15 * time.Second
+
+// hadDeployment reports whether the control plane ran in the cluster: its pods have ended by now.
+func (r *remover) hadDeployment() bool {
+	return slices.Contains(r.out.Removed, deployments.kind+" "+Namespace+"/"+r.options.Name(appName))
 }
 
 // removeDefinitions removes the custom resource definitions, and with them every custom resource: so only those of which none

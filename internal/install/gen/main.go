@@ -104,11 +104,13 @@ func render(crd map[string]any) (string, error) {
 		schema, _ := version["schema"].(map[string]any)
 		stripProse(schema["openAPIV3Schema"])
 	}
-	out, err := json.Marshal(crd) // map keys are sorted
-	if err != nil {
+	var out strings.Builder
+	encoder := json.NewEncoder(&out) // sorts map keys
+	encoder.SetEscapeHTML(false)     // CEL rules stay readable
+	if err := encoder.Encode(crd); err != nil {
 		return "", fmt.Errorf("render definition %s: %w", name, err)
 	}
-	return string(out), nil
+	return strings.TrimSpace(out.String()), nil
 }
 
 // stripProse removes the description of a schema and of every schema inside it, but never a property of that name.

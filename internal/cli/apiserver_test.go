@@ -1,0 +1,101 @@
+package cli_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+)
+
+// cluster is an API server reduced to what status and version ask of it, so that it can show faults on demand: a control plane
+// outside the cluster, whose debug page it proxies, and pods with sidecars.
+type cluster struct {
+	syncz     any // body of the debug page; a string is sent as it is
+	synczCode int // its status; 0 is 200
+	pods      []corev1.Pod
+	forbid    string // a path that is answered with 403
+	noService bool
+
+	sawToken    string // the header of the debug page's request
+	sawAudience []string
+}
+
+const proxyPath = "/api/v1/namespaces/istio-system/services/http:istiod:15014/proxy/debug/syncz"
+
+func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if c.forbid != "" && strings.HasPrefix(r.URL.Path, c.forbid) {
+		c.answer(w, http.StatusForbidden, metav1.Status{
+			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: 403, Reason: metav1.StatusReasonForbidden,
+			Message: `pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "istio-system"`,
+		})
+		return
+	}
+	selects := strings.Contains(r.URL.Query().Get("labelSelector"), "app=istiod")
+	switch r.URL.Path {
+	case "/api/v1/namespaces/istio-system/pods":
+		c.answer(w, 200, corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}})
+	case "/api/v1/pods":
+		c.answer(w, 200, corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: c.pods})
+	case "/api/v1/namespaces/istio-system/services":
+		list := corev1.ServiceList{TypeMeta: metav1.TypeMeta{Kind: "ServiceList", APIVersion: "v1"}}
+		if selects && !c.noService {
+			list.Items = []corev1.Service{{ObjectMeta: metav1.ObjectMeta{Name: "istiod", Labels: map[string]string{"istio.io/rev": "default"}}}}
+		}
+		c.answer(w, 200, list)
+	case "/apis/apps/v1/namespaces/istio-system/deployments":
+		c.answer(w, 200, appsv1.DeploymentList{TypeMeta: metav1.TypeMeta{Kind: "DeploymentList", APIVersion: "apps/v1"}})
+	case "/api/v1/namespaces/istio-system/serviceaccounts/selvage-reader/token":
+		request := authenticationv1.TokenRequest{TypeMeta: metav1.TypeMeta{Kind: "TokenRequest", APIVersion: "authentication.k8s.io/v1"}}
+		if body, err := io.ReadAll(r.Body); err == nil {
+			_, _, _ = scheme.Codecs.UniversalDeserializer().Decode(body, nil, &request) // JSON or protobuf
+		}
+		c.sawAudience = request.Spec.Audiences
+		request.Status.Token = "reader-token"
+		c.answer(w, 201, request)
+	case proxyPath:
+		c.sawToken = r.Header.Get("X-Selvage-Token")
+		code := c.synczCode
+		if code == 0 {
+			code = 200
+		}
+		c.answer(w, code, c.syncz)
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func (c *cluster) answer(w http.ResponseWriter, code int, body any) {
+	if text, ok := body.(string); ok {
+		http.Error(w, text, code)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+// start serves the cluster and gives a folder with a kubeconfig that leads to it.
+func (c *cluster) start(t *testing.T) (home, kubeconfig string) {
+	t.Helper()
+	server := httptest.NewServer(c)
+	t.Cleanup(server.Close)
+	home = t.TempDir()
+	kubeconfig = filepath.Join(home, "kubeconfig")
+	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: %q}}]\nusers: [{name: u}]\n"+
+		"contexts: [{name: c, context: {cluster: c, user: u}}]\ncurrent-context: c\n", server.URL)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return home, kubeconfig
+}

@@ -1,0 +1,266 @@
+package install_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/selvage-mesh/selvage/internal/install"
+)
+
+func render(t *testing.T, o install.Options) []*unstructured.Unstructured {
+	t.Helper()
+	objects, err := install.Render(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+func TestRenderingIsDeterministic(t *testing.T) {
+	a, err := install.YAML(render(t, install.Default("1.0.0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := install.YAML(render(t, install.Default("1.0.0")))
+	if err != nil || !bytes.Equal(a, b) {
+		t.Errorf("two renderings differ (error %v)", err)
+	}
+}
+
+// TestEveryObjectSaysWhoseItIs: uninstall finds objects by their labels, and the revision's label on a namespace would ask for
+// injection into it.
+func TestEveryObjectSaysWhoseItIs(t *testing.T) {
+	o := install.Default("1.0.0")
+	o.Revision = "canary"
+	for _, u := range render(t, o) {
+		if u.GetLabels()[install.OwnerLabel] != install.Owner {
+			t.Errorf("%s %s has no owner label", u.GetKind(), u.GetName())
+		}
+		revision, has := u.GetLabels()["istio.io/rev"]
+		isShared := u.GetKind() == "Namespace" || u.GetKind() == "CustomResourceDefinition" || strings.HasPrefix(u.GetName(), "selvage-")
+		if has == isShared || has && revision != "canary" {
+			t.Errorf("%s %s: label istio.io/rev is %q", u.GetKind(), u.GetName(), revision)
+		}
+		if has && !strings.Contains(u.GetName(), "canary") {
+			t.Errorf("%s %s belongs to a revision but its name does not say which", u.GetKind(), u.GetName())
+		}
+	}
+}
+
+// TestNothingNeedsWhatComesLater: what others refer to is applied first, and webhooks, which make pods wait, last.
+func TestNothingNeedsWhatComesLater(t *testing.T) {
+	objects := render(t, install.Default("1.0.0"))
+	at := func(kind string) int {
+		n := slices.IndexFunc(objects, func(u *unstructured.Unstructured) bool { return u.GetKind() == kind })
+		if n < 0 {
+			t.Fatalf("there is no %s", kind)
+		}
+		return n
+	}
+	order := []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "Service", "Deployment", "MutatingWebhookConfiguration"}
+	for n := 1; n < len(order); n++ {
+		if at(order[n-1]) > at(order[n]) {
+			t.Errorf("%s comes before %s", order[n], order[n-1])
+		}
+	}
+	if last := objects[len(objects)-1].GetKind(); last != "MutatingWebhookConfiguration" {
+		t.Errorf("the last object is a %s", last)
+	}
+}
+
+// TestInstallNeverOwnsTheBundle: a caBundle among the applied fields would be wiped or fought over with every installation.
+func TestInstallNeverOwnsTheBundle(t *testing.T) {
+	out, err := json.Marshal(render(t, install.Default("1.0.0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(out, []byte(`"caBundle"`)) {
+		t.Error("an object sets caBundle")
+	}
+}
+
+func TestRightsAreNamedOneByOne(t *testing.T) {
+	for _, u := range render(t, install.Default("1.0.0")) {
+		if u.GetKind() != "ClusterRole" && u.GetKind() != "Role" {
+			continue
+		}
+		out, err := json.Marshal(u.Object["rules"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(out, []byte(`"*"`)) {
+			t.Errorf("%s %s has a wildcard: %s", u.GetKind(), u.GetName(), out)
+		}
+		if u.GetKind() == "ClusterRole" && bytes.Contains(out, []byte(`"secrets"`)) {
+			t.Errorf("%s %s may touch secrets of every namespace", u.GetKind(), u.GetName())
+		}
+	}
+}
+
+func TestEndpoint(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.7":                        "192.0.2.7 15012 15017 15014",
+		"192.0.2.7:xds=1,webhook=2,http=3": "192.0.2.7 1 2 3",
+		"192.0.2.7:http=3":                 "192.0.2.7 15012 15017 3",
+		"2001:db8::7":                      "2001:db8::7 15012 15017 15014",
+		"[2001:db8::7]:xds=1":              "2001:db8::7 1 15017 15014",
+		"127.0.0.1":                        "--webhook-url https://127.0.0.1:15017",
+		"::1":                              "--webhook-url https://[::1]:15017",
+		"169.254.1.1":                      "refuses",
+		"localhost":                        "is not an IP address",
+		"192.0.2.7:8080":                   "is not NAME=PORT",
+		"192.0.2.7:xds=0":                  "is not NAME=PORT",
+		"192.0.2.7:xds=70000":              "is not NAME=PORT",
+		"192.0.2.7:grpc=1":                 "there is no port",
+		"[2001:db8::7":                     "bracket",
+		"":                                 "is not an IP address",
+	} {
+		e, err := install.ParseEndpoint(in)
+		got := ""
+		if err != nil {
+			got = err.Error()
+		} else {
+			got = strings.Join([]string{e.Address.String(), number(e.XDS), number(e.Webhook), number(e.HTTP)}, " ")
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("%q: %s; want %s", in, got, want)
+		}
+	}
+}
+
+func number(n int32) string { out, _ := json.Marshal(n); return string(out) }
+
+func TestOptionsThatCannotWork(t *testing.T) {
+	for name, change := range map[string]func(*install.Options){
+		"revision \"Canary\"":  func(o *install.Options) { o.Revision = "Canary" },
+		"revision \"a.b\"":     func(o *install.Options) { o.Revision = "a.b" },
+		"revision \"1":         func(o *install.Options) { o.Revision = strings.Repeat("1", 60) },
+		"image":                func(o *install.Options) { o.Image = "bad image" },
+		"replicas is 0":        func(o *install.Options) { o.Replicas = 0 },
+		"webhook URL \"http:":  func(o *install.Options) { o.WebhookURL = "http://127.0.0.1:1" },
+		"webhook URL \"https:": func(o *install.Options) { o.WebhookURL = "https://127.0.0.1:1/inject" },
+		"cluster's id":         func(o *install.Options) { o.ClusterID = "" },
+		"mesh configuration":   func(o *install.Options) { o.MeshConfig = []byte("a: [") },
+	} {
+		o := install.Default("1.0.0")
+		change(&o)
+		if _, err := install.Render(o); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("error %v; want one about %s", err, name)
+		}
+	}
+}
+
+func TestTrustDomainComesFromTheMeshConfiguration(t *testing.T) {
+	o := install.Default("1.0.0")
+	o.MeshConfig = []byte("trustDomain: example.org\n")
+	for _, u := range render(t, o) {
+		out, err := json.Marshal(u.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.GetKind() == "Deployment" && !bytes.Contains(out, []byte("--trust-domain=example.org")) {
+			t.Errorf("the control plane is not told of the mesh's trust domain: %s", out)
+		}
+	}
+}
+
+// clients are fakes that hold objects; enough for what must happen before anything is changed.
+func clients(objects ...runtime.Object) install.Config {
+	scheme := runtime.NewScheme()
+	return install.Config{Kubernetes: fake.NewClientset(), Dynamic: dynamicfake.NewSimpleDynamicClient(scheme, objects...), Progress: io.Discard}
+}
+
+func foreign(apiVersion, kind, namespace, name string) *unstructured.Unstructured {
+	u := &unstructured.Unstructured{}
+	u.SetAPIVersion(apiVersion)
+	u.SetKind(kind)
+	u.SetNamespace(namespace)
+	u.SetName(name)
+	return u
+}
+
+func TestInstallRefusesWhatBelongsToOthers(t *testing.T) {
+	for name, c := range map[string]struct {
+		objects []runtime.Object
+		want    []string
+		hint    string
+	}{
+		"a live Istio": {
+			[]runtime.Object{foreign("v1", "Namespace", "", "istio-system"), foreign("apps/v1", "Deployment", "istio-system", "istiod"),
+				foreign("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "", "istio-sidecar-injector")},
+			[]string{"Deployment istio-system/istiod", "MutatingWebhookConfiguration istio-sidecar-injector"}, "--revision NAME",
+		},
+		"Istio's definitions": {
+			[]runtime.Object{foreign("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", "gateways.networking.istio.io")},
+			[]string{"CustomResourceDefinition gateways.networking.istio.io"}, "--skip-crds",
+		},
+	} {
+		config := clients(c.objects...)
+		installer, err := install.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = installer.Install(context.Background(), install.Default("1.0.0"))
+		var refused *install.ForeignError
+		if !errors.As(err, &refused) || !slices.Equal(refused.Objects, c.want) || !strings.Contains(err.Error(), c.hint) {
+			t.Errorf("%s: error %v; want a refusal that names %v and says %s", name, err, c.want, c.hint)
+		}
+		for _, action := range config.Dynamic.(*dynamicfake.FakeDynamicClient).Actions() {
+			if action.GetVerb() != "get" {
+				t.Errorf("%s: before refusing it did %s %s", name, action.GetVerb(), action.GetResource().Resource)
+			}
+		}
+	}
+}
+
+func TestProbeAnswers(t *testing.T) {
+	injected := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"istio.io/rev": "default"}},
+		Spec: corev1.PodSpec{InitContainers: []corev1.Container{{Name: "istio-proxy"}}}}
+	other := injected.DeepCopy()
+	other.Annotations["istio.io/rev"] = "asm-1"
+	internal := func(message string) error { return apierrors.NewInternalError(errors.New(message)) }
+	forbidden := func(message string) error {
+		return apierrors.NewForbidden(corev1.Resource("pods"), "probe", errors.New(message))
+	}
+	for name, c := range map[string]struct {
+		pod         *corev1.Pod
+		err         error
+		want, fatal string
+	}{
+		"injected":            {pod: injected},
+		"by another":          {pod: other, want: "another control plane"},
+		"not injected":        {pod: &corev1.Pod{}, want: "without a sidecar"},
+		"no endpoints":        {err: internal(`failed calling webhook: no endpoints available for service "istiod"`), want: "no ready endpoint"},
+		"no service":          {err: internal(`failed calling webhook: service "istiod-x" not found`), want: "does not exist"},
+		"no trust":            {err: internal("x509: certificate signed by unknown authority"), want: "caBundle"},
+		"firewall":            {err: internal("context deadline exceeded"), want: "15017"},
+		"refused":             {err: internal("dial tcp: connect: connection refused"), want: "refuses connections"},
+		"no right":            {err: forbidden(`User "jane" cannot create resource "pods"`), fatal: "create pod"},
+		"pod security":        {err: forbidden(`violates PodSecurity "restricted:latest": unrestricted capabilities (container "istio-init" must not include)`)},
+		"other pod security":  {err: forbidden(`violates PodSecurity "restricted:latest": (container "probe" must set)`), fatal: "create pod"},
+		"bad credentials":     {err: apierrors.NewUnauthorized("no"), fatal: "create pod"},
+		"denied by a webhook": {err: forbidden(`admission webhook "x" denied the request`), want: "denied the request"},
+	} {
+		reason, fatal := install.ProbeResult(c.pod, c.err)
+		if (c.want == "") != (reason == "") || !strings.Contains(reason, c.want) {
+			t.Errorf("%s: reason %q; want %q", name, reason, c.want)
+		}
+		if (c.fatal == "") != (fatal == nil) || fatal != nil && !strings.Contains(fatal.Error(), c.fatal) {
+			t.Errorf("%s: error %v; want %q", name, fatal, c.fatal)
+		}
+	}
+}
