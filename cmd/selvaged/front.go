@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/selvage-mesh/selvage/internal/ads"
+	"github.com/selvage-mesh/selvage/internal/ca"
+	"github.com/selvage-mesh/selvage/internal/version"
+)
+
+// front is everything that listens: 15012 (xDS and CA), 15017 (webhooks), 15014 (metrics, health, debug).
+type front struct {
+	options    options
+	log        *slog.Logger
+	metrics    *prometheus.Registry
+	authority  *ca.Authority
+	proxies    *ads.Server
+	admission  http.Handler
+	authorizer *ca.Authorizer
+	replica    string
+	ready      map[string]func() error // what must be so before traffic is sent here
+
+	stopping atomic.Bool
+}
+
+// shutdownGrace is how long requests in flight may take after the signal to stop.
+const shutdownGrace = 5 * time.Second
+
+// run opens all ports before it serves any, so that a port in use is one clear error and nothing half started.
+func (f *front) run(ctx context.Context) error {
+	xds, err := listen(ctx, "--xds-addr", f.options.xdsAddr)
+	if err != nil {
+		return err
+	}
+	webhooks, err := listen(ctx, "--webhook-addr", f.options.webhookAddr)
+	if err != nil {
+		return err
+	}
+	status, err := listen(ctx, "--http-addr", f.options.httpAddr)
+	if err != nil {
+		return err
+	}
+	work, ctx := errgroup.WithContext(ctx)
+	work.Go(func() error { <-ctx.Done(); f.stopping.Store(true); return nil })
+	secure := f.grpcServer(grpc.Creds(credentials.NewTLS(f.authority.TLSConfig())))
+	f.authority.Register(secure)
+	serveGRPC(ctx, work, secure, xds)
+	if f.options.xdsPlainAddr != "" {
+		plain, err := listen(ctx, "--xds-plain-addr", f.options.xdsPlainAddr)
+		if err != nil {
+			return err
+		}
+		f.log.Warn("xDS is served without TLS: use this for tests only", "address", plain.Addr().String())
+		serveGRPC(ctx, work, f.grpcServer(), plain)
+	}
+	serveHTTP(ctx, work, &http.Server{Handler: f.admission, TLSConfig: f.authority.ServingTLSConfig()}, webhooks)
+	serveHTTP(ctx, work, &http.Server{Handler: f.statusHandler()}, status)
+	f.log.Info("listening", "xds", xds.Addr().String(), "webhook", webhooks.Addr().String(), "http", status.Addr().String())
+	return work.Wait()
+}
+
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s (%s): %w", address, flag, err)
+	}
+	return l, nil
+}
+
+// grpcServer has the limits of a port that strangers can reach: see ads and ca for those of a caller.
+func (f *front) grpcServer(more ...grpc.ServerOption) *grpc.Server {
+	server := grpc.NewServer(append(more,
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.MaxRecvMsgSize(4<<20), grpc.MaxConcurrentStreams(100),
+		grpc.ConnectionTimeout(15*time.Second),
+		grpc.SharedWriteBuffer(true), grpc.ReadBufferSize(4<<10),
+	)...)
+	f.proxies.Register(server)
+	return server
+}
+
+func serveGRPC(ctx context.Context, work *errgroup.Group, server *grpc.Server, l net.Listener) {
+	work.Go(func() error { return server.Serve(l) })
+	work.Go(func() error {
+		<-ctx.Done()
+		late := time.AfterFunc(shutdownGrace, server.Stop)
+		defer late.Stop()
+		server.GracefulStop()
+		return nil
+	})
+}
+
+// serveHTTP serves until ctx ends, over TLS where the server has a configuration for it.
+func serveHTTP(ctx context.Context, work *errgroup.Group, server *http.Server, l net.Listener) {
+	server.ReadHeaderTimeout, server.IdleTimeout, server.MaxHeaderBytes = 10*time.Second, 2*time.Minute, 64<<10
+	work.Go(func() error {
+		serve := func() error { return server.Serve(l) }
+		if server.TLSConfig != nil {
+			serve = func() error { return server.ServeTLS(l, "", "") }
+		}
+		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	work.Go(func() error {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer cancel()
+		return server.Shutdown(grace)
+	})
+}
+
+func (f *front) statusHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(f.metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /ready", f.serveReady)
+	mux.Handle("GET /debug/syncz", f.authorizer.Require(f.proxies.SyncHandler(f.replica, version.Version)))
+	return http.TimeoutHandler(mux, 30*time.Second, "timed out\n")
+}
+
+// serveReady answers 200 when this replica can do its work, else 503 with a line for each thing that is missing.
+func (f *front) serveReady(w http.ResponseWriter, _ *http.Request) {
+	var missing []string
+	if f.stopping.Load() {
+		missing = append(missing, "stopping")
+	}
+	for part, ready := range f.ready {
+		if err := ready(); err != nil {
+			missing = append(missing, part+": "+err.Error())
+		}
+	}
+	if len(missing) == 0 {
+		fmt.Fprintln(w, "ready")
+		return
+	}
+	slices.Sort(missing)
+	http.Error(w, strings.Join(missing, "\n"), http.StatusServiceUnavailable)
+}

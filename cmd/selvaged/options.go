@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// options are the flags of selvaged. Each is also an environment variable: --xds-addr is SELVAGE_XDS_ADDR.
+type options struct {
+	kubeconfig   string
+	namespace    string
+	revision     string
+	xdsAddr      string
+	xdsPlainAddr string
+	webhookAddr  string
+	httpAddr     string
+	clusterID    string
+	trustDomain  string
+	logLevel     string
+}
+
+// defaultRevision is the revision of an installation that names none; its objects carry no suffix.
+const defaultRevision = "default"
+
+func (o *options) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; in-cluster configuration when empty")
+	f.StringVar(&o.namespace, "namespace", "istio-system", "namespace of the control plane, and the mesh's root namespace")
+	f.StringVar(&o.revision, "revision", defaultRevision, "revision of this control plane")
+	f.StringVar(&o.xdsAddr, "xds-addr", ":15012", "address of xDS and the CA, mutual TLS")
+	f.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "address of xDS without TLS, for tests only; off when empty; never serves the CA")
+	f.StringVar(&o.webhookAddr, "webhook-addr", ":15017", "address of the webhooks")
+	f.StringVar(&o.httpAddr, "http-addr", ":15014", "address of metrics, health and debug")
+	f.StringVar(&o.clusterID, "cluster-id", "Kubernetes", "name of this cluster in the mesh")
+	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain of the workloads' identities")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+// fromEnvironment sets every flag that the command line left alone from its SELVAGE_* variable.
+func fromEnvironment(cmd *cobra.Command, lookup func(string) (string, bool)) error {
+	for _, name := range flagNames(cmd) {
+		variable := "SELVAGE_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		value, ok := lookup(variable)
+		if !ok || cmd.Flags().Changed(name) {
+			continue
+		}
+		if err := cmd.Flags().Set(name, value); err != nil {
+			return fmt.Errorf("read %s: %w", variable, err)
+		}
+	}
+	return nil
+}
+
+// extraNames are what else the serving certificates must be good for: outside of a cluster the webhooks are called by
+// address, and tests by localhost.
+func (o *options) extraNames() []string {
+	if o.kubeconfig == "" {
+		return nil
+	}
+	names := []string{"localhost", "127.0.0.1"}
+	for _, address := range []string{o.xdsAddr, o.webhookAddr} {
+		if host, _, err := net.SplitHostPort(address); err == nil && host != "" {
+			names = append(names, host)
+		}
+	}
+	return names
+}
+
+func (o *options) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, fmt.Errorf("read --log-level %q: use debug, info, warn or error", o.logLevel)
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/selvage-mesh/selvage/internal/ads"
+	"github.com/selvage-mesh/selvage/internal/ca"
+	"github.com/selvage-mesh/selvage/internal/index"
+	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/kube"
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/reconcile"
+	"github.com/selvage-mesh/selvage/internal/translate"
+	"github.com/selvage-mesh/selvage/internal/version"
+	"github.com/selvage-mesh/selvage/internal/webhook"
+)
+
+// run is the control plane from start to end: cluster → snapshot → model → proxies, and beside it the CA, the webhook and the
+// loops that keep webhooks and roots right.
+func run(ctx context.Context, o options, log *slog.Logger) error {
+	replica, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("read the host's name: %w", err)
+	}
+	log = log.With("revision", o.revision, "replica", replica)
+	log.Info("starting", "version", version.Version, "commit", version.Commit())
+	client, istio, err := clients(o)
+	if err != nil {
+		return err
+	}
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	authority, err := ca.New(ca.Config{
+		Kubernetes: client, Namespace: o.namespace, TrustDomain: o.trustDomain, Revision: o.revision,
+		ExtraNames: o.extraNames(), Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	proxies, err := ads.New(ads.Config{
+		Authenticate: func(ctx context.Context) (string, string, error) {
+			id, err := authority.Authenticate(ctx)
+			return id.Namespace, id.ServiceAccount, err
+		},
+		Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	var model atomic.Pointer[mesh.Model] // written by the cluster's goroutine alone
+	cluster, err := kube.New(kube.Config{
+		Kubernetes: client, Istio: istio, Namespace: o.namespace, Revision: o.revision, TrustDomain: o.trustDomain, Log: log,
+		OnSnapshot: func(s *index.Snapshot) {
+			next, problems := translate.Model(model.Load(), s)
+			reportProblems(log, problems)
+			if next != model.Swap(next) {
+				proxies.Publish(next)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	injection := &injection{cluster: client, options: o, log: log}
+	admission, err := webhook.New(webhook.Config{Inject: injection.config, Registerer: metrics, Log: log})
+	if err != nil {
+		return err
+	}
+	recorder, stopEvents := events(client, o)
+	defer stopEvents()
+	webhooks, err := reconcile.NewWebhooks(reconcile.WebhooksConfig{
+		Kubernetes: client, Revision: o.revision, Roots: authority, Events: recorder, Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	roots, err := reconcile.NewRoots(reconcile.RootsConfig{
+		Kubernetes: client, Roots: authority, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	authorizer, err := ca.NewAuthorizer(client, o.namespace, metrics)
+	if err != nil {
+		return err
+	}
+	front := &front{
+		options: o, log: log, metrics: metrics, authority: authority, proxies: proxies, admission: admission,
+		authorizer: authorizer, replica: replica,
+		ready: map[string]func() error{"cluster": cluster.Ready, "root": authority.Ready, "injection": injection.ready},
+	}
+
+	work, ctx := errgroup.WithContext(ctx)
+	work.Go(func() error { return authority.Run(ctx) })
+	work.Go(func() error { return injection.run(ctx) })
+	work.Go(func() error { return cluster.Run(ctx) })
+	work.Go(func() error { return proxies.Run(ctx) })
+	work.Go(func() error { return front.run(ctx) })
+	lead := func(lease string, run func(context.Context) error) {
+		work.Go(func() error {
+			return kube.Lead(ctx, kube.LeadConfig{Kubernetes: client, Namespace: o.namespace, Lease: lease, Identity: replica, Log: log}, run)
+		})
+	}
+	lead(inject.ObjectName("selvage-webhooks", o.revision), webhooks.Run)
+	lead("selvage-roots", roots.Run)
+	err = work.Wait()
+	log.Info("stopped")
+	return err
+}
+
+// clients reads the kubeconfig, or the pod's own account, and makes the typed clients.
+func clients(o options) (kubernetes.Interface, istioclient.Interface, error) {
+	var config *rest.Config
+	var err error
+	if o.kubeconfig == "" {
+		config, err = rest.InClusterConfig()
+	} else {
+		config, err = clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the cluster: %w (outside of a cluster give --kubeconfig)", err)
+	}
+	config.UserAgent = "selvaged/" + version.Version
+	config.QPS, config.Burst = 100, 200
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a Kubernetes client: %w", err)
+	}
+	istio, err := istioclient.NewForConfig(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a client of Istio's kinds: %w", err)
+	}
+	return client, istio, nil
+}
+
+// events tells people about objects; they stand in "kubectl describe".
+func events(client kubernetes.Interface, o options) (recorder record.EventRecorder, stop func()) {
+	broadcaster := record.NewBroadcaster()
+	broadcaster.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	source := corev1.EventSource{Component: inject.ObjectName("istiod", o.revision)}
+	return broadcaster.NewRecorder(scheme.Scheme, source), broadcaster.Shutdown
+}
