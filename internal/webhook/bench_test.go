@@ -37,7 +37,7 @@ func benchHandler(t testing.TB) *Handler {
 	if cfg == nil {
 		t.Fatal(problems)
 	}
-	h, err := New(Config{Inject: func() *inject.Config { return cfg }, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	h, err := New(Config{Config: func() *inject.Config { return cfg }, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,8 +42,8 @@ const (
 
 // Config is what a Handler needs.
 type Config struct {
-	// Inject gives the configuration in force, nil while there is none. It is called for each request and must not block.
-	Inject     func() *inject.Config
+	// Config gives the configuration in force, nil while there is none. It is called for each request and must not block.
+	Config     func() *inject.Config
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 }
@@ -58,8 +58,8 @@ type Handler struct {
 
 // New registers the metrics; it starts nothing.
 func New(c Config) (*Handler, error) {
-	if c.Inject == nil || c.Registerer == nil || c.Log == nil {
-		return nil, errors.New("make webhook: Inject, Registerer and Log must be set")
+	if c.Config == nil || c.Registerer == nil || c.Log == nil {
+		return nil, errors.New("make webhook: Config, Registerer and Log must be set")
 	}
 	m, err := newMetrics(c.Registerer)
 	if err != nil {
@@ -192,7 +192,7 @@ func (h *Handler) answer(body []byte, cluster, network string) (out []byte, stat
 
 // review decides about a pod and patches it.
 func (h *Handler) review(pod *corev1.Pod, cluster, network string) *response {
-	cfg := h.config.Inject()
+	cfg := h.config.Config()
 	if cfg == nil {
 		return h.denied(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable,
 			errors.New("there is no injector configuration that can be used yet: look at the ConfigMaps istio and istio-sidecar-injector and at the control plane's log"))
