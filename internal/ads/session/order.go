@@ -132,7 +132,7 @@ func (s *Session) mayRemove(t *track, removed []string) (now, withheld []string)
 func (s *Session) clustersUnused() bool {
 	for _, k := range []Kind{Listeners, Routes} {
 		t := s.tracks[k]
-		if len(t.rejected) > 0 || t.refused != "" {
+		if s.Rejecting(k) {
 			return false
 		}
 		// A client that comes back has listeners and routes that it did not name on this stream yet.

@@ -175,6 +175,15 @@ func (s *Session) Settled() bool {
 	return !s.blocked
 }
 
+// InFlight reports whether a response of a served kind waits for its answer.
+func (s *Session) InFlight(k Kind) bool { return k < Unknown && s.tracks[k].flight != nil }
+
+// Rejecting reports whether the client rejects something of a served kind that it should have.
+func (s *Session) Rejecting(k Kind) bool {
+	t := s.tracks[k]
+	return len(t.rejected) > 0 || t.refused != ""
+}
+
 // Next gives the response to write now; the session takes it as written. False means that there is nothing to do until the
 // next event.
 func (s *Session) Next() (Response, bool) {

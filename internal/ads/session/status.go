@@ -40,7 +40,7 @@ func (s *Session) Status(k Kind) Status {
 		st.Sent = t.lastVersion
 	}
 	switch {
-	case len(t.rejected) > 0 || t.refused != "":
+	case s.Rejecting(k):
 		st.State = Rejected
 		for _, n := range slices.Sorted(maps.Keys(t.rejected)) {
 			st.Rejected = append(st.Rejected, t.rejected[n])

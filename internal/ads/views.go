@@ -1,0 +1,214 @@
+package ads
+
+import (
+	"log/slog"
+	"runtime"
+	"sync"
+	"weak"
+
+	"github.com/selvage-mesh/selvage/internal/ads/session"
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/scope"
+	"github.com/selvage-mesh/selvage/internal/xds"
+)
+
+// views generates what a view is sent once for all proxies that have it, and keeps it as long as one of them is connected.
+type views struct {
+	generate func(scope.View) (*xds.Config, error)
+	metrics  *metrics
+	log      *slog.Logger
+	resource interned
+	cpu      chan struct{} // bounds generations at a time
+
+	mu      sync.Mutex
+	seq     uint64 // of the current state
+	entries map[scope.Key]*view
+}
+
+// view is the generated configuration of all proxies with one key.
+type view struct {
+	key  scope.Key
+	once sync.Once
+	err  error
+
+	clusters, listeners, routes *session.Set
+
+	refs int    // streams that use it
+	seq  uint64 // the newest state of which a stream has asked for it
+}
+
+func newViews(generate func(scope.View) (*xds.Config, error), m *metrics, log *slog.Logger) *views {
+	return &views{
+		generate: generate, metrics: m, log: log,
+		resource: interned{all: map[internKey]weak.Pointer[session.Resource]{}},
+		cpu:      make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
+		entries:  map[scope.Key]*view{},
+	}
+}
+
+// acquire gives the configuration of a view; the caller must release it. Of callers that come at once one generates and the
+// others wait for it.
+func (c *views) acquire(v scope.View) *view {
+	key := v.Key()
+	c.mu.Lock()
+	e, ok := c.entries[key]
+	if !ok {
+		e = &view{key: key}
+		c.entries[key] = e
+		c.metrics.views.Set(float64(len(c.entries)))
+	}
+	e.refs++
+	e.seq = c.seq
+	c.mu.Unlock()
+	if ok {
+		c.metrics.viewHits.Inc()
+	} else {
+		c.metrics.viewMisses.Inc()
+	}
+	e.once.Do(func() { c.fill(e, v) })
+	return e
+}
+
+func (c *views) fill(e *view, v scope.View) {
+	c.cpu <- struct{}{}
+	defer func() { <-c.cpu }()
+	cfg, err := c.generate(v)
+	if err != nil {
+		e.err = err
+		c.log.Error("configuration of a view cannot be generated; its proxies keep what they have", "error", err)
+		return
+	}
+	e.clusters = c.set(session.Clusters, cfg.Clusters)
+	e.listeners = c.set(session.Listeners, cfg.Listeners)
+	e.routes = c.set(session.Routes, cfg.Routes)
+}
+
+func (c *views) set(kind session.Kind, from []xds.Resource) *session.Set {
+	rs := make([]*session.Resource, len(from))
+	for i, r := range from {
+		rs[i] = c.resource.get(kind, r)
+	}
+	return session.NewSet(rs)
+}
+
+// release says that a stream does not use e any more. What nobody uses stays while it belongs to the current model, for a
+// proxy that only reconnects.
+func (c *views) release(e *view) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.refs--; e.refs == 0 && e.seq < c.seq {
+		c.drop(e)
+	}
+}
+
+// advance notes a new model.
+func (c *views) advance(seq uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seq = seq
+	for _, e := range c.entries {
+		if e.refs == 0 {
+			c.drop(e)
+		}
+	}
+}
+
+func (c *views) drop(e *view) {
+	delete(c.entries, e.key)
+	c.metrics.views.Set(float64(len(c.entries)))
+}
+
+// interned keeps one copy of resources that several views have in common, as long as one of them has it.
+type interned struct {
+	mu  sync.Mutex
+	all map[internKey]weak.Pointer[session.Resource]
+}
+
+type internKey struct {
+	kind          session.Kind
+	name, version string
+}
+
+func (i *interned) get(kind session.Kind, r xds.Resource) *session.Resource {
+	key := internKey{kind, r.Name, r.Version}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if shared := i.all[key].Value(); shared != nil {
+		return shared
+	}
+	made := newResource(kind, r)
+	i.all[key] = weak.Make(made)
+	runtime.AddCleanup(made, i.forget, key)
+	return made
+}
+
+func (i *interned) forget(key internKey) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.all[key].Value() == nil {
+		delete(i.all, key)
+	}
+}
+
+// endpoints generates the endpoints of each service port once for all proxies, and keeps them while they are in the model.
+type endpoints struct {
+	generate func(*mesh.EndpointSet) (xds.Resource, error)
+	metrics  *metrics
+	log      *slog.Logger
+	current  func() *mesh.Model
+	entries  sync.Map // *mesh.EndpointSet → *assignment
+}
+
+type assignment struct {
+	once     sync.Once
+	resource *session.Resource
+}
+
+func newEndpoints(generate func(*mesh.EndpointSet) (xds.Resource, error), m *metrics, log *slog.Logger, current func() *mesh.Model) *endpoints {
+	return &endpoints{generate: generate, metrics: m, log: log, current: current}
+}
+
+// get gives the endpoints of a name in a view, or nil. The state of the world has no word for "there is none", so there a
+// name that could exist is given an empty list, which ends a cluster's waiting.
+func (c *endpoints) get(v scope.View, name string, variant session.Variant) *session.Resource {
+	key, ok := xds.ParseClusterName(name)
+	if !ok {
+		return nil
+	}
+	set := v.Endpoints(key)
+	if set == nil {
+		if variant == session.Delta {
+			return nil
+		}
+		return c.fill(&mesh.EndpointSet{Key: key})
+	}
+	found, ok := c.entries.Load(set)
+	if !ok {
+		found, ok = c.entries.LoadOrStore(set, &assignment{})
+		// A stream that is behind may ask for what is not in the model any more, which nobody would ever forget.
+		if now := c.current(); now == nil || now.Endpoints[key] != set {
+			c.entries.Delete(set)
+		}
+	}
+	if !ok {
+		c.metrics.endpointMisses.Inc()
+	}
+	a := found.(*assignment)
+	a.once.Do(func() { a.resource = c.fill(set) })
+	return a.resource
+}
+
+func (c *endpoints) fill(set *mesh.EndpointSet) *session.Resource {
+	r, err := c.generate(set)
+	if err != nil {
+		c.log.Error("endpoints cannot be generated; proxies keep what they have", "host", set.Key.Host, "port", set.Key.Port, "error", err)
+		return nil
+	}
+	return newResource(session.Endpoints, r)
+}
+
+func (c *endpoints) forget(set *mesh.EndpointSet) {
+	if set != nil {
+		c.entries.Delete(set)
+	}
+}
