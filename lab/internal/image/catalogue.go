@@ -38,12 +38,13 @@ func (c Catalogue) Pause() Spec {
 }
 
 // Selvaged is the image of the control plane.
-func (c Catalogue) Selvaged() Spec { return c.static("selvaged", user) }
+func (c Catalogue) Selvaged() Spec { return c.single("selvaged", user) }
 
 // Sample is the image of the sample application.
-func (c Catalogue) Sample() Spec { return c.static("sample", "65532") }
+func (c Catalogue) Sample() Spec { return c.single("sample", "65532") }
 
-func (c Catalogue) static(program, user string) Spec {
+// single is the image of one static program.
+func (c Catalogue) single(program, user string) Spec {
 	return Spec{
 		Name: c.name(program), Entrypoint: []string{"/usr/local/bin/" + program}, User: user,
 		Layers: [][]File{accounts, {{Path: "/usr/local/bin/" + program, Source: c.bin(program), Mode: 0o755}}},

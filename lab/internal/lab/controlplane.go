@@ -265,11 +265,7 @@ func (l *Lab) forward(name string, keys, targets []string) (address string, err 
 		}
 		files, addresses[key] = append(files, file), at
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("find own program: %w", err)
-	}
-	err = l.ensure(program{name: name, path: self, args: append([]string{"forward"}, targets...), files: files})
+	err = l.ensure(program{name: name, path: l.binary("selvage-lab"), args: append([]string{"forward"}, targets...), files: files})
 	if err != nil {
 		return "", err
 	}

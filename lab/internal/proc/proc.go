@@ -65,15 +65,16 @@ func Start(c Command) (*Running, error) {
 		return nil, fmt.Errorf("start %s: %w", c.Path, err)
 	}
 	r := &Running{Log: c.Log, exited: make(chan struct{})}
+	// Before it is waited for, its id cannot become another's, even when it has ended already.
+	r.ID, _, err = identify(cmd.Process.Pid)
+	if err != nil {
+		err = errors.Join(err, cmd.Process.Kill())
+	}
 	go func() {
 		r.err = cmd.Wait()
 		close(r.exited)
 	}()
-	if r.ID, err = Identify(cmd.Process.Pid); err != nil {
-		<-r.exited // it can only have ended
-		return nil, fmt.Errorf("start %s: it ended at once: %w", c.Path, r.Failure())
-	}
-	return r, nil
+	return r, err
 }
 
 // Exited is closed when the process has ended.
@@ -94,28 +95,35 @@ func (r *Running) Failure() error {
 
 // Identify returns the identity of a live process.
 func Identify(pid int) (ID, error) {
+	id, ended, err := identify(pid)
+	if err == nil && ended {
+		err = fmt.Errorf("identify process %d: %w", pid, os.ErrProcessDone)
+	}
+	return id, err
+}
+
+// identify also takes a process that has ended and that its parent has not waited for.
+func identify(pid int) (id ID, ended bool, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return ID{}, fmt.Errorf("identify process %d: %w", pid, err)
+		return ID{}, false, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	// The second field is the program's name in parentheses and may hold any character, parentheses too.
 	rest := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	const state, start = 0, 19 // fields 3 and 22, counted from the field after the name
 	if len(rest) <= start {
-		return ID{}, fmt.Errorf("identify process %d: cannot read its stat %q", pid, stat)
-	}
-	if rest[state] == "Z" || rest[state] == "X" {
-		return ID{}, fmt.Errorf("identify process %d: %w", pid, os.ErrProcessDone)
+		return ID{}, false, fmt.Errorf("identify process %d: cannot read its stat %q", pid, stat)
 	}
 	ticks, err := strconv.ParseUint(rest[start], 10, 64)
 	if err != nil {
-		return ID{}, fmt.Errorf("identify process %d: %w", pid, err)
+		return ID{}, false, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return ID{}, fmt.Errorf("identify process %d: %w", pid, err)
+		return ID{}, false, fmt.Errorf("identify process %d: %w", pid, err)
 	}
-	return ID{PID: pid, Start: ticks, Boot: strings.TrimSpace(string(boot))}, nil
+	ended = rest[state] == "Z" || rest[state] == "X"
+	return ID{PID: pid, Start: ticks, Boot: strings.TrimSpace(string(boot))}, ended, nil
 }
 
 // Alive says whether that very process still runs.
