@@ -210,16 +210,29 @@ func (c *Cluster) attempted(s *source, verb string, err error) {
 	before := s.failed[verb]
 	switch {
 	case err == nil:
-		delete(s.failed, verb)
-		if before != nil {
-			c.log.Info("API server answers again", "verb", verb, "resource", s.kind)
-		}
-	case before == nil || isDenied(err) || !isDenied(before): // a refusal stays the cause while the server is away
+		c.succeeded(s, verb)
+	case before != nil && isDenied(before) && !isDenied(err): // a refusal stays the cause while the server is away
+	default:
 		s.failed[verb] = err
 		if before == nil || isDenied(before) != isDenied(err) {
-			c.log.Warn("cannot read from the API server; retrying", "verb", verb, "resource", s.kind, "error", s.failure())
+			c.log.Warn("cannot read from the API server; retrying", "resource", s.kind, "error", s.failure())
 		}
 	}
+	c.reportDenied(s)
+}
+
+// succeeded forgets the failure of a verb. The mutex is held.
+func (c *Cluster) succeeded(s *source, verb string) {
+	failing := len(s.failed) > 0
+	delete(s.failed, verb)
+	if failing && len(s.failed) == 0 {
+		c.log.Info("reading from the API server again", "resource", s.kind)
+	}
+	c.reportDenied(s)
+}
+
+// reportDenied makes a refusal a problem of the snapshot, or takes it back. The mutex is held.
+func (c *Cluster) reportDenied(s *source) {
 	if denied := s.denied(); denied != nil {
 		c.builder.SetUnavailable(s.kind, s.problem(denied))
 	} else {

@@ -206,7 +206,7 @@ func TestNothingIsShownBeforeEverythingIsRead(t *testing.T) {
 			t.Fatal("a world without pods was shown while pods are forbidden")
 		}
 		err := f.cluster.Ready()
-		for _, want := range []string{"list pods", "the verb list on pods", "ClusterRole/istiod-clusterrole-istio-system"} {
+		for _, want := range []string{"list pods in the whole cluster", "does not grant the verb list", "ClusterRole/istiod-clusterrole-istio-system"} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("Ready says %v, which does not name %q", err, want)
 			}
@@ -219,7 +219,7 @@ func TestNothingIsShownBeforeEverythingIsRead(t *testing.T) {
 		if len(f.snapshots) != 1 || f.cluster.Ready() != nil {
 			t.Errorf("10 s after the role was mended: %d snapshots, ready: %v", len(f.snapshots), f.cluster.Ready())
 		}
-		if !strings.Contains(f.logs.String(), "answers again") {
+		if !strings.Contains(f.logs.String(), "reading from the API server again") {
 			t.Error("the recovery was not logged")
 		}
 	})

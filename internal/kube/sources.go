@@ -106,8 +106,7 @@ func (s *source) denied() error {
 		switch {
 		case err == nil || !isDenied(err):
 		case apierrors.IsForbidden(err):
-			return fmt.Errorf("%s %s %s: it is forbidden, %s does not grant the verb %s on %s: %w",
-				verb, s.resource(), s.place, s.role, verb, s.resource(), err)
+			return fmt.Errorf("%s %s %s: %s does not grant the verb %s: %w", verb, s.resource(), s.place, s.role, verb, err)
 		default:
 			return fmt.Errorf("%s %s: the API server does not serve them, there may be no CustomResourceDefinition %s: %w",
 				verb, s.resource(), s.resource(), err)
@@ -166,9 +165,9 @@ func (c *Cluster) reflector(s *source) *cache.Reflector {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = s.selector
 			w, err := s.watch(ctx, o)
-			// An API server that does not stream lists says so once, and is asked for a list instead.
-			streaming := o.SendInitialEvents != nil && apierrors.IsInvalid(err)
-			if ctx.Err() == nil && !streaming && !apierrors.IsResourceExpired(err) {
+			// Where a list cannot be had as a stream, it is asked for as a list at once, and that tells why.
+			refused := o.SendInitialEvents != nil && (isDenied(err) || apierrors.IsInvalid(err))
+			if ctx.Err() == nil && !refused && !apierrors.IsResourceExpired(err) {
 				c.attempted(s, "watch", err)
 			}
 			return w, err
@@ -202,6 +201,7 @@ func (k *sink) Replace(list []any, _ string) error {
 			return err
 		}
 		k.source.read = true
+		k.cluster.succeeded(k.source, "list") // also when it came as a stream
 		return nil
 	})
 }
