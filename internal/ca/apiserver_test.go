@@ -1,0 +1,244 @@
+//go:build apiserver
+
+package ca
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/ptr"
+
+	"github.com/selvage-mesh/selvage/internal/pki"
+)
+
+// These tests need a real API server, which alone knows what a token is worth.
+//
+//	SELVAGE_TEST_KUBECONFIG=.lab/kubeconfig go test -tags apiserver ./internal/reconcile ./internal/ca
+
+// cluster is the cluster of the environment with a namespace of the test's own.
+type cluster struct {
+	*testing.T
+	config    *rest.Config
+	admin     kubernetes.Interface
+	namespace string
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	path := os.Getenv("SELVAGE_TEST_KUBECONFIG")
+	if path == "" {
+		t.Fatal("needs an API server: set SELVAGE_TEST_KUBECONFIG to the kubeconfig of a cluster that may be changed, such as a lab's")
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{T: t, config: config, admin: kubernetes.NewForConfigOrDie(config)}
+	ns, err := c.admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "selvage-test-"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.namespace = ns.Name
+	t.Cleanup(func() {
+		_ = c.admin.CoreV1().Namespaces().Delete(context.Background(), c.namespace, metav1.DeleteOptions{})
+	})
+	return c
+}
+
+// must ends the test on an error and gives the value else.
+func must[V any](value V, err error) func(testing.TB) V {
+	return func(t testing.TB) V {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}
+
+// controlPlane is a client with exactly the rights that this package needs.
+func (c *cluster) controlPlane() kubernetes.Interface {
+	c.Helper()
+	user := rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: "User", Name: c.namespace}
+	clusterRole := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: c.namespace}, Rules: []rbacv1.PolicyRule{
+		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
+		{APIGroups: []string{"authorization.k8s.io"}, Resources: []string{"subjectaccessreviews"}, Verbs: []string{"create"}},
+	}}
+	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: c.namespace}, Rules: []rbacv1.PolicyRule{
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"create"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{secretName}, Verbs: []string{"get", "list", "watch"}},
+	}}
+	rbac := c.admin.RbacV1()
+	must(rbac.ClusterRoles().Create(c.Context(), clusterRole, metav1.CreateOptions{}))(c)
+	must(rbac.ClusterRoleBindings().Create(c.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: c.namespace},
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: c.namespace}, Subjects: []rbacv1.Subject{user}}, metav1.CreateOptions{}))(c)
+	c.Cleanup(func() {
+		_ = rbac.ClusterRoleBindings().Delete(context.Background(), c.namespace, metav1.DeleteOptions{})
+		_ = rbac.ClusterRoles().Delete(context.Background(), c.namespace, metav1.DeleteOptions{})
+	})
+	must(rbac.Roles(c.namespace).Create(c.Context(), role, metav1.CreateOptions{}))(c)
+	must(rbac.RoleBindings(c.namespace).Create(c.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: c.namespace},
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: c.namespace}, Subjects: []rbacv1.Subject{user}}, metav1.CreateOptions{}))(c)
+	as := rest.CopyConfig(c.config)
+	as.Impersonate.UserName = c.namespace
+	return kubernetes.NewForConfigOrDie(as)
+}
+
+// pod makes a service account and a pod of it that nothing runs.
+func (c *cluster) pod(name string) *corev1.Pod {
+	c.Helper()
+	must(c.admin.CoreV1().ServiceAccounts(c.namespace).Create(c.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(c)
+	return must(c.admin.CoreV1().Pods(c.namespace).Create(c.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PodSpec{ServiceAccountName: name, AutomountServiceAccountToken: ptr.To(false), SchedulerName: "nobody",
+			Containers: []corev1.Container{{Name: "app", Image: "none"}}},
+	}, metav1.CreateOptions{}))(c)
+}
+
+// token is a token of the pod's service account, bound to it as the kubelet's are; pod may be nil.
+func (c *cluster) token(account, audience string, pod *corev1.Pod) string {
+	c.Helper()
+	spec := authenticationv1.TokenRequestSpec{Audiences: []string{audience}, ExpirationSeconds: ptr.To(int64(600))}
+	if pod != nil {
+		spec.BoundObjectRef = &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}
+	}
+	return must(c.admin.CoreV1().ServiceAccounts(c.namespace).CreateToken(c.Context(), account,
+		&authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{}))(c).Status.Token
+}
+
+func (c *cluster) authority(client kubernetes.Interface) *Authority {
+	return newAuthority(c, client, func(config *Config) { config.Namespace = c.namespace })
+}
+
+func TestRealTokensAreToldApart(t *testing.T) {
+	c := newCluster(t)
+	a := c.authority(c.controlPlane())
+	pod := c.pod("web")
+	caller := must(a.Caller(call(t.Context(), nil, c.token("web", "istio-ca", pod))))(t)
+	want := pki.Identity{TrustDomain: "cluster.local", Namespace: c.namespace, ServiceAccount: "web"}
+	if caller.Identity != want || caller.PodName != "web" || caller.PodUID != string(pod.UID) {
+		t.Errorf("caller %+v", caller)
+	}
+
+	other := c.token("web", "somebody-else", nil)
+	forged := c.token("web", "istio-ca", pod)
+	forged = forged[:len(forged)-10] + "AAAAAAAAAA"
+	late := c.token("web", "istio-ca", pod)
+	if err := c.admin.CoreV1().Pods(c.namespace).Delete(t.Context(), pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))}); err != nil {
+		t.Fatal(err)
+	}
+	for name, token := range map[string]string{"another audience": other, "forged": forged, "of a pod that is gone": late} {
+		_, err := a.Authenticate(call(t.Context(), nil, token))
+		if status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s: %v", name, err)
+		}
+		t.Logf("%s: %v", name, status.Convert(err).Message())
+	}
+	powerless := rest.CopyConfig(c.config)
+	powerless.Impersonate.UserName = "nobody"
+	_, err := c.authority(kubernetes.NewForConfigOrDie(powerless)).Authenticate(call(t.Context(), nil, c.token("web", "istio-ca", nil)))
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "create tokenreviews") {
+		t.Errorf("a control plane without rights: %v", err)
+	}
+}
+
+func TestReplicasThatStartTogetherShareOneRoot(t *testing.T) {
+	c := newCluster(t)
+	client := c.controlPlane()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	t.Cleanup(func() { cancel(); running.Wait() })
+	var replicas []*Authority
+	for range 5 {
+		a := c.authority(client)
+		replicas = append(replicas, a)
+		running.Go(func() { _ = a.Run(ctx) })
+	}
+	agree := func() []byte {
+		t.Helper()
+		secret := must(c.admin.CoreV1().Secrets(c.namespace).Get(t.Context(), secretName, metav1.GetOptions{}))(t)
+		for _, a := range replicas {
+			deadline := time.After(20 * time.Second)
+			for {
+				pem, changed := a.Roots()
+				if bytes.Equal(pem, secret.Data[certKey]) {
+					break
+				}
+				select {
+				case <-changed:
+				case <-deadline:
+					t.Fatalf("a replica has another root: %v", a.Ready())
+				}
+			}
+		}
+		return secret.Data[certKey]
+	}
+	_, loaded := replicas[0].Roots()
+	if replicas[0].RootPEM() == nil {
+		<-loaded
+	}
+	first := agree()
+
+	next := rootSecret(t, time.Now())
+	next.Namespace, next.Type = c.namespace, secretType
+	must(c.admin.CoreV1().Secrets(c.namespace).Update(t.Context(), next, metav1.UpdateOptions{}))(t)
+	if bytes.Equal(agree(), first) {
+		t.Error("the replaced root is not in force")
+	}
+}
+
+func TestDebugEndpointByRealRights(t *testing.T) {
+	c := newCluster(t)
+	authorizer := must(NewAuthorizer(c.controlPlane(), c.namespace, nil))(t)
+	handler := authorizer.Require(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	get := func(account, audience string) int {
+		r := httptest.NewRequest(http.MethodGet, "/debug/syncz", nil)
+		r.Header.Set(TokenHeader, c.token(account, audience, nil))
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		t.Logf("%s for %s: %d %s", account, audience, w.Code, w.Body)
+		return w.Code
+	}
+	c.pod("web")
+	c.pod("selvage-reader")
+	name := c.namespace + "-reader"
+	rbac := c.admin.RbacV1()
+	must(rbac.ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name},
+		Rules: []rbacv1.PolicyRule{{NonResourceURLs: []string{"/debug/*"}, Verbs: []string{"get"}}}}, metav1.CreateOptions{}))(t)
+	must(rbac.ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
+		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: c.namespace, Name: "selvage-reader"}}}, metav1.CreateOptions{}))(t)
+	t.Cleanup(func() {
+		_ = rbac.ClusterRoleBindings().Delete(context.Background(), name, metav1.DeleteOptions{})
+		_ = rbac.ClusterRoles().Delete(context.Background(), name, metav1.DeleteOptions{})
+	})
+	if code := get("web", DebugAudience); code != http.StatusForbidden {
+		t.Errorf("an account without the right: %d", code)
+	}
+	if code := get("selvage-reader", "istio-ca"); code != http.StatusUnauthorized {
+		t.Errorf("a token of another audience: %d", code)
+	}
+	// RBAC follows its objects with a short delay of its own.
+	deadline := time.Now().Add(20 * time.Second)
+	for get("selvage-reader", DebugAudience) != http.StatusOK {
+		if time.Now().After(deadline) {
+			t.Fatal("the reader is not let in")
+		}
+	}
+}
