@@ -15,21 +15,17 @@ type inbound struct{ clusters, listeners []Resource }
 
 func generateInbound(b build, in *mesh.Inbound) (inbound, error) {
 	var made inbound
-	add := func(number uint32, name string, protocol envoy.UpstreamProtocol, refs []ref.Ref) error {
-		r, err := b.resource(name, envoy.LocalWorkload(name, b.connectTimeout(), protocol, b.families()), refs)
+	add := func(name string, http bool, refs []ref.Ref) error {
+		r, err := b.resource(name, envoy.LocalWorkload(name, b.connectTimeout(), http, b.families()), refs)
 		made.clusters = append(made.clusters, r)
 		return err
 	}
-	if err := add(0, envoy.InboundPassthroughCluster, envoy.Opaque, nil); err != nil {
+	if err := add(envoy.InboundPassthroughCluster, false, nil); err != nil {
 		return inbound{}, err
 	}
 	ports := servedPorts(in)
 	for _, p := range ports {
-		protocol := envoy.Opaque
-		if p.Protocol.IsHTTP() {
-			protocol = envoy.AsReceived
-		}
-		if err := add(p.Number, inboundName(p.Number), protocol, p.Refs); err != nil {
+		if err := add(inboundName(p.Number), p.Protocol.IsHTTP(), p.Refs); err != nil {
 			return inbound{}, err
 		}
 	}

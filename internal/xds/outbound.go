@@ -29,7 +29,7 @@ type outbound struct {
 	ports     []*httpPort // sorted by number
 
 	mu     sync.Mutex
-	routes map[string][]Resource // by namespace
+	routes map[routeKey]Resource
 }
 
 // serviceResources are what one service makes by itself.
@@ -44,7 +44,7 @@ var reserved = []uint32{envoy.OutboundPort, envoy.InboundPort, envoy.PrometheusP
 // before has the same settings.
 func newOutbound(key outboundKey, before *outbound) (*outbound, error) {
 	o := &outbound{
-		key: key, routes: map[string][]Resource{},
+		key: key, routes: map[routeKey]Resource{},
 		services: make(map[*mesh.Service]*serviceResources, len(key.outbound.Services)),
 	}
 	named := index(key.outbound)
@@ -65,7 +65,7 @@ func newOutbound(key outboundKey, before *outbound) (*outbound, error) {
 			o.listeners = append(o.listeners, made.listeners...)
 		}
 	}
-	o.ports = httpPorts(key.outbound, named)
+	o.ports = key.httpPorts(key.outbound, named)
 	if err := o.addFixed(); err != nil {
 		return nil, err
 	}
@@ -151,7 +151,9 @@ func (b build) wildcard(p *httpPort) (Resource, error) {
 		envoy.Chain(name, envoy.Match{Transport: envoy.TransportPlain, ALPN: envoy.PlainHTTP}.Proto(), manager.Filter(), nil),
 	}
 	l.DefaultFilterChain = b.unknown()
-	return b.resource(name, l, p.refs)
+	r, err := b.resource(name, l, nil)
+	r.Refs = p.refs
+	return r, err
 }
 
 // generateService makes the clusters of a service and the listeners of its TCP ports.

@@ -61,7 +61,7 @@ func isAlias(named map[mesh.Host]*mesh.Service, svc *mesh.Service) bool {
 
 // httpPorts sorts the services by the ports on which they take HTTP. An alias is known on all ports of what it stands for,
 // whichever it lists itself: DNS leads its clients there, and its manifest often lists none.
-func httpPorts(o *mesh.Outbound, named map[mesh.Host]*mesh.Service) []*httpPort {
+func (b build) httpPorts(o *mesh.Outbound, named map[mesh.Host]*mesh.Service) []*httpPort {
 	aliases := map[*mesh.Service][]*mesh.Service{}
 	for _, svc := range o.Services {
 		if isAlias(named, svc) {
@@ -88,7 +88,7 @@ func httpPorts(o *mesh.Outbound, named map[mesh.Host]*mesh.Service) []*httpPort 
 	}
 	sorted := slices.SortedFunc(maps.Values(ports), func(a, b *httpPort) int { return cmp.Compare(a.number, b.number) })
 	for _, h := range sorted {
-		h.refs = sortedRefs(h.refs)
+		h.refs = b.refs(h.refs)
 	}
 	return sorted
 }
@@ -102,62 +102,45 @@ func (h *httpPort) add(t target) {
 	}
 }
 
-// everywhere stands for the namespaces that have no short name of their own on a port.
-const everywhere = ""
+// routeKey names one form of a route configuration. Namespace is "" for the form that all namespaces see that have no short
+// name of their own on the port.
+type routeKey struct {
+	port      uint32
+	namespace string
+}
 
-// routesOf gives the routes as a proxy in the namespace sees them: it also knows the services of its own namespace by their
-// bare name. This is the one part of a view that depends on the namespace, so a route configuration is made, and kept, once
-// for each namespace that has a service on its port, and once for all others.
+// routesOf gives the routes as a proxy in the namespace sees them, sorted by name: it also knows the services of its own
+// namespace by their bare name. This is the one part of a view that depends on the namespace, so a route configuration is
+// made, and kept, once for each namespace that has a service on its port, and once for all others.
 func (o *outbound) routesOf(namespace string) ([]Resource, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if routes, ok := o.routes[namespace]; ok {
-		return routes, nil
-	}
-	if namespace != everywhere {
-		if _, ok := o.routes[everywhere]; !ok {
-			common, err := o.makeRoutes(everywhere, nil)
-			if err != nil {
-				return nil, err
-			}
-			o.routes[everywhere] = common
-		}
-	}
-	routes, err := o.makeRoutes(namespace, o.routes[everywhere])
-	if err != nil {
-		return nil, err
-	}
-	o.routes[namespace] = routes
-	return routes, nil
-}
-
-// makeRoutes gives the routes of all ports, sorted by name. From common, in the order of o.ports, comes what the namespace
-// does not see differently.
-func (o *outbound) makeRoutes(namespace string, common []Resource) ([]Resource, error) {
-	b := o.key.build
-	shared := make(map[string]Resource, len(common))
-	for _, r := range common {
-		shared[r.Name] = r
-	}
 	routes := make([]Resource, 0, len(o.ports))
 	for _, p := range o.ports {
-		name := port(p.number)
-		r, ok := shared[name]
-		if !ok || p.namespaces[namespace] {
-			body := envoy.ServiceRoutes(name, append(p.virtualHosts(b, namespace), envoy.UnknownHost(b.settings.BlackHoleUnknown)))
-			made, err := b.resource(name, body, nil)
-			if err != nil {
+		key := routeKey{port: p.number}
+		if p.namespaces[namespace] {
+			key.namespace = namespace
+		}
+		r, ok := o.routes[key]
+		if !ok {
+			var err error
+			if r, err = o.key.route(p, namespace); err != nil {
 				return nil, err
 			}
-			if made.Refs = r.Refs; !ok { // the same for all namespaces, and long: kept once
-				made.Refs = b.refs(p.refs)
-			}
-			r = made
+			o.routes[key] = r
 		}
 		routes = append(routes, r)
 	}
 	slices.SortFunc(routes, byName)
 	return routes, nil
+}
+
+func (b build) route(p *httpPort, namespace string) (Resource, error) {
+	name := port(p.number)
+	hosts := append(p.virtualHosts(b, namespace), envoy.UnknownHost(b.settings.BlackHoleUnknown))
+	r, err := b.resource(name, envoy.ServiceRoutes(name, hosts), nil)
+	r.Refs = p.refs // as long as the port has services: shared by all forms
+	return r, err
 }
 
 // virtualHosts gives one for each target, with all names by which a proxy in the namespace can call it. Envoy refuses a

@@ -159,7 +159,7 @@ func staticCluster(name string, to *corev3.Address) *clusterv3.Cluster {
 		Name: name, AltStatName: StatName(name),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       duration(time.Second),
-		CircuitBreakers:      noCircuitBreaker(),
+		CircuitBreakers:      noCircuitBreaker,
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
 			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: to}}}},
 		}}},

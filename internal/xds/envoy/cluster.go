@@ -28,42 +28,49 @@ const (
 	AsReceived // whichever HTTP version the request came with
 )
 
-const httpProtocolOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+var (
+	explicitHTTP1 = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
+	}}
+	explicitHTTP2 = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+		ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}},
+	}}
+	asReceived = &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+	}}
+	http1Options      = httpOptions(&httpv3.HttpProtocolOptions{UpstreamProtocolOptions: explicitHTTP1})
+	http2Options      = httpOptions(&httpv3.HttpProtocolOptions{UpstreamProtocolOptions: explicitHTTP2})
+	asReceivedOptions = httpOptions(&httpv3.HttpProtocolOptions{UpstreamProtocolOptions: asReceived})
+	workloadOptions   = httpOptions(&httpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions:   asReceived,
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: duration(localIdle)},
+	})
+)
 
-func (p UpstreamProtocol) options(idle ...time.Duration) map[string]*anypb.Any {
-	options := &httpv3.HttpProtocolOptions{}
-	if len(idle) > 0 {
-		options.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: duration(idle[0])}
-	}
-	explicit := &httpv3.HttpProtocolOptions_ExplicitHttpConfig{}
+func httpOptions(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(o)}
+}
+
+func (p UpstreamProtocol) options() map[string]*anypb.Any {
 	switch p {
-	case Opaque:
-		return nil
 	case HTTP1Only:
-		explicit.ProtocolConfig = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}}
-		options.UpstreamProtocolOptions = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: explicit}
+		return http1Options
 	case HTTP2Only:
-		explicit.ProtocolConfig = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}}
-		options.UpstreamProtocolOptions = &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: explicit}
+		return http2Options
 	case AsReceived:
-		options.UpstreamProtocolOptions = &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
-			UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
-				HttpProtocolOptions:  &corev3.Http1ProtocolOptions{},
-				Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
-			},
-		}
+		return asReceivedOptions
 	}
-	return map[string]*anypb.Any{httpProtocolOptions: pack(options)}
+	return nil
 }
 
 func newCluster(name string, connectTimeout time.Duration) *clusterv3.Cluster {
-	return &clusterv3.Cluster{Name: name, AltStatName: StatName(name), ConnectTimeout: duration(connectTimeout), CircuitBreakers: noCircuitBreaker()}
+	return &clusterv3.Cluster{Name: name, AltStatName: StatName(name), ConnectTimeout: duration(connectTimeout), CircuitBreakers: noCircuitBreaker}
 }
 
 // EDSCluster is a cluster whose endpoints are sent under its own name.
 //
 // A draining endpoint gets no new request while a healthy one is left, and still serves when none is: Envoy counts draining as
-// unhealthy, and with a panic threshold just above zero it falls back to all endpoints only when not one is healthy. Its
+// unhealthy, and with the lowest panic threshold it falls back to all endpoints only when not one in a hundred is healthy. Its
 // default of 50 % would send new requests to pods that are going away in the middle of every rolling restart.
 func EDSCluster(name string, connectTimeout time.Duration, protocol UpstreamProtocol) *clusterv3.Cluster {
 	c := newCluster(name, connectTimeout)
@@ -75,8 +82,8 @@ func EDSCluster(name string, connectTimeout time.Duration, protocol UpstreamProt
 	return c
 }
 
-// panicPercent is less than one endpoint of any cluster that fits into a mesh, and more than none.
-const panicPercent = 0.001
+// panicPercent is a whole number to Envoy; 0 would never fall back.
+const panicPercent = 1
 
 // OriginalDestination is a cluster that connects to where the client wanted to connect to.
 func OriginalDestination(name string, connectTimeout time.Duration, protocol UpstreamProtocol) *clusterv3.Cluster {
@@ -99,10 +106,13 @@ var (
 // be repeated safely. A new connection over loopback costs some tens of microseconds.
 const localIdle = 1500 * time.Millisecond
 
-// LocalWorkload is the cluster that leads to the sidecar's own workload, at the port where the connection arrived.
-func LocalWorkload(name string, connectTimeout time.Duration, protocol UpstreamProtocol, families Families) *clusterv3.Cluster {
+// LocalWorkload is the cluster that leads to the sidecar's own workload, at the port where the connection arrived. HTTP
+// arrives there in the version in which it came.
+func LocalWorkload(name string, connectTimeout time.Duration, http bool, families Families) *clusterv3.Cluster {
 	c := OriginalDestination(name, connectTimeout, Opaque)
-	c.TypedExtensionProtocolOptions = protocol.options(localIdle)
+	if http {
+		c.TypedExtensionProtocolOptions = workloadOptions
+	}
 	first, extra := inboundSource4, families.IPv6
 	if !families.IPv4 && families.IPv6 {
 		first, extra = inboundSource6, false
@@ -162,34 +172,28 @@ type Families struct{ IPv4, IPv6 bool }
 
 // noCircuitBreaker lifts Envoy's default limits (1,024 connections, requests and waiting requests, 3 retries), which would
 // refuse requests that the service itself can take.
-func noCircuitBreaker() *clusterv3.CircuitBreakers {
-	most := wrapperspb.UInt32(math.MaxUint32)
-	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-		MaxConnections: most, MaxPendingRequests: most, MaxRequests: most, MaxRetries: most,
-	}}}
-}
+var noCircuitBreaker = &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+	MaxConnections: most, MaxPendingRequests: most, MaxRequests: most, MaxRetries: most,
+}}}
 
-// tlsMode is the key of endpoint metadata by which a cluster chooses the transport socket, and its value for an endpoint
-// that takes the mesh's mutual TLS.
-const (
-	tlsMode       = "tlsMode"
-	tlsModeIstio  = "istio"
-	socketMatchNS = "envoy.transport_socket_match"
-)
+var most = wrapperspb.UInt32(math.MaxUint32)
 
 // AutoMTLS makes a cluster use mutual TLS to the endpoints that take it (TLSEndpoint), and plain text to all others.
 func AutoMTLS(c *clusterv3.Cluster, tls UpstreamTLS) {
 	c.TransportSocketMatches = []*clusterv3.Cluster_TransportSocketMatch{
-		{Name: "tlsMode-istio", Match: tlsEndpointFields(), TransportSocket: tls.Socket()},
-		{Name: "tlsMode-disabled", Match: &structpb.Struct{}, TransportSocket: PlainSocket()},
+		{Name: "tlsMode-istio", Match: tlsEndpointFields, TransportSocket: tls.Socket()},
+		plainMatch,
 	}
 }
 
 // TLSEndpoint is the metadata of an endpoint that takes the mesh's mutual TLS.
-func TLSEndpoint() *corev3.Metadata {
-	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{socketMatchNS: tlsEndpointFields()}}
-}
+func TLSEndpoint() *corev3.Metadata { return tlsEndpoint }
 
-func tlsEndpointFields() *structpb.Struct {
-	return &structpb.Struct{Fields: map[string]*structpb.Value{tlsMode: structpb.NewStringValue(tlsModeIstio)}}
-}
+// tlsEndpointFields are the metadata by which a cluster chooses the transport socket. Their names are Istio's.
+var (
+	tlsEndpointFields = &structpb.Struct{Fields: map[string]*structpb.Value{"tlsMode": structpb.NewStringValue("istio")}}
+	tlsEndpoint       = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": tlsEndpointFields}}
+	plainMatch        = &clusterv3.Cluster_TransportSocketMatch{
+		Name: "tlsMode-disabled", Match: &structpb.Struct{}, TransportSocket: plainSocket,
+	}
+)

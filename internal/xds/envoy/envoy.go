@@ -2,7 +2,8 @@
 // bootstrap. It is the one place that knows the names and the spelling of Envoy's extensions (the canonical ones, as upstream
 // Envoy registers them) and the few names that a sidecar and its control plane have agreed on.
 //
-// Its functions are pure and what they return is the caller's. The control plane and the agent both link it, so it must stay
+// Its functions are pure. Parts that never differ are shared between the messages that they return, so those are for reading
+// and sending; who wants to change one clones it first. The control plane and the agent both link it, so it must stay
 // free of client-go and of Kubernetes' and Istio's packages.
 package envoy
 
@@ -87,27 +88,25 @@ func pipe(path string) *corev3.Address {
 // ADS is the source of everything that comes over the aggregated stream. Envoy waits for it without an end: with a time-out,
 // a cluster or listener that is being replaced while the control plane is away would be swapped for an empty one, which
 // drops the traffic that the old one carries.
-func ADS() *corev3.ConfigSource {
-	return &corev3.ConfigSource{
-		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
-		InitialFetchTimeout:   duration(0),
-		ResourceApiVersion:    corev3.ApiVersion_V3,
-	}
+func ADS() *corev3.ConfigSource { return ads }
+
+var ads = &corev3.ConfigSource{
+	ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	InitialFetchTimeout:   duration(0),
+	ResourceApiVersion:    corev3.ApiVersion_V3,
 }
 
 // sds is the agent's secret service. Waiting without an end keeps a sidecar that has no certificate yet from opening its
 // listeners and failing handshakes.
-func sds() *corev3.ConfigSource {
-	return &corev3.ConfigSource{
-		ConfigSourceSpecifier: &corev3.ConfigSource_ApiConfigSource{ApiConfigSource: &corev3.ApiConfigSource{
-			ApiType:                   corev3.ApiConfigSource_GRPC,
-			TransportApiVersion:       corev3.ApiVersion_V3,
-			SetNodeOnFirstMessageOnly: true,
-			GrpcServices:              []*corev3.GrpcService{grpcService(SDSCluster)},
-		}},
-		InitialFetchTimeout: duration(0),
-		ResourceApiVersion:  corev3.ApiVersion_V3,
-	}
+var sds = &corev3.ConfigSource{
+	ConfigSourceSpecifier: &corev3.ConfigSource_ApiConfigSource{ApiConfigSource: &corev3.ApiConfigSource{
+		ApiType:                   corev3.ApiConfigSource_GRPC,
+		TransportApiVersion:       corev3.ApiVersion_V3,
+		SetNodeOnFirstMessageOnly: true,
+		GrpcServices:              []*corev3.GrpcService{grpcService(SDSCluster)},
+	}},
+	InitialFetchTimeout: duration(0),
+	ResourceApiVersion:  corev3.ApiVersion_V3,
 }
 
 func grpcService(cluster string) *corev3.GrpcService {

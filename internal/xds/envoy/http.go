@@ -7,6 +7,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
@@ -24,7 +25,7 @@ type HTTPManager struct {
 	// VerifiedPeer says that the connection has a client certificate that was checked (inbound only). Without one, what a
 	// client says in X-Forwarded-Client-Cert is dropped.
 	VerifiedPeer bool
-	// PodRouting adds the filter that PodHost configures.
+	// PodRouting adds the filters that PodHost configures.
 	PodRouting bool
 }
 
@@ -60,13 +61,17 @@ func (h HTTPManager) Filter() *listenerv3.Filter {
 		}
 	}
 	if h.PodRouting {
-		m.HttpFilters = append(m.HttpFilters, httpFilter(headerMutation, &headermutationv3.HeaderMutation{}))
+		m.HttpFilters = append(m.HttpFilters,
+			httpFilter(headerMutation, &headermutationv3.HeaderMutation{}), httpFilter(headerToMetadata, &headertometadatav3.Config{}))
 	}
 	m.HttpFilters = append(m.HttpFilters, router())
 	return networkFilter("envoy.filters.network.http_connection_manager", m)
 }
 
-const headerMutation = "envoy.filters.http.header_mutation"
+const (
+	headerMutation   = "envoy.filters.http.header_mutation"
+	headerToMetadata = "envoy.filters.http.header_to_metadata"
+)
 
 func router() *hcmv3.HttpFilter { return httpFilter("envoy.filters.http.router", &routerv3.Router{}) }
 

@@ -1,8 +1,6 @@
 package envoy
 
 import (
-	"slices"
-
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -49,9 +47,11 @@ func DownstreamTLS(trustDomain string, alpn ...string) *corev3.TransportSocket {
 }
 
 // PlainSocket is the transport socket that adds nothing.
-func PlainSocket() *corev3.TransportSocket {
-	const name = "envoy.transport_sockets.raw_buffer"
-	return &corev3.TransportSocket{Name: name, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&rawv3.RawBuffer{})}}
+func PlainSocket() *corev3.TransportSocket { return plainSocket }
+
+var plainSocket = &corev3.TransportSocket{
+	Name:       "envoy.transport_sockets.raw_buffer",
+	ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&rawv3.RawBuffer{})},
 }
 
 func tlsSocket(context proto.Message) *corev3.TransportSocket {
@@ -60,24 +60,26 @@ func tlsSocket(context proto.Message) *corev3.TransportSocket {
 
 func commonTLS(alpn []string, sans []*tlsv3.SubjectAltNameMatcher) *tlsv3.CommonTlsContext {
 	return &tlsv3.CommonTlsContext{
-		TlsParams: &tlsv3.TlsParameters{
-			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
-			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
-		},
-		AlpnProtocols:                  slices.Clone(alpn),
-		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secret(CertificateSecret)},
+		TlsParams:                      tlsVersions,
+		AlpnProtocols:                  alpn,
+		TlsCertificateSdsSecretConfigs: certificate,
 		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 			CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 				DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: sans},
-				ValidationContextSdsSecretConfig: secret(RootSecret),
+				ValidationContextSdsSecretConfig: roots,
 			},
 		},
 	}
 }
 
-func secret(name string) *tlsv3.SdsSecretConfig {
-	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: sds()}
-}
+var (
+	certificate = []*tlsv3.SdsSecretConfig{{Name: CertificateSecret, SdsConfig: sds}}
+	roots       = &tlsv3.SdsSecretConfig{Name: RootSecret, SdsConfig: sds}
+	tlsVersions = &tlsv3.TlsParameters{
+		TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
+		TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
+	}
+)
 
 func uri(m *matcherv3.StringMatcher) *tlsv3.SubjectAltNameMatcher {
 	return &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: m}

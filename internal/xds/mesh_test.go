@@ -1,0 +1,659 @@
+package xds_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/testneed"
+)
+
+// town is two pods with sidecars and one machine without, in network namespaces with the interception rules of a real pod.
+//
+//	client 10.77.0.2 ── 10.77.0.3, 10.77.0.4 server 10.78.0.3 ── 10.78.0.2 stranger
+type town struct {
+	t                        testing.TB
+	clientNet, serverNet     *netns
+	strangerNet              *netns
+	client, server           *sidecar
+	http                     *http.Client
+	mode                     mesh.Mode
+	change                   func(*mesh.Model)
+	serverIdentity, identity string
+}
+
+const greeting = "220 server speaks first\n"
+
+func newTown(t testing.TB) *town {
+	t.Helper()
+	testneed.Root(t)
+	w := &town{t: t, clientNet: newNetns(t), serverNet: newNetns(t), strangerNet: newNetns(t)}
+	connect(w.clientNet, "10.77.0.2/24", w.serverNet, "10.77.0.3/24")
+	connect(w.strangerNet, "10.78.0.2/24", w.serverNet, "10.78.0.3/24")
+	w.serverNet.ip("addr add 10.77.0.4/32 dev lo")
+	w.clientNet.ip("route add default via 10.77.0.3")
+	w.strangerNet.ip("route add default via 10.78.0.3")
+	w.serverNet.ip("route add default via 10.77.0.2")
+	w.clientNet.intercept()
+	w.serverNet.intercept()
+	w.serveApps()
+
+	w.identity, w.serverIdentity = identity("shop", "client"), identity("shop", "server")
+	ca := newAuthority(t)
+	w.client, w.server = startSidecar(t, w.clientNet, ca, w.identity), startSidecar(t, w.serverNet, ca, w.serverIdentity)
+	w.http = w.httpClient(w.clientNet, false)
+	w.publish()
+	eventually(t, "first request", func() error { return w.get("http://10.96.0.10/").err() })
+	return w
+}
+
+// serveApps starts what runs in the server's pod: HTTP on 8080, 7070 (which no service names) and TCP on 3306 and 5432 where
+// the server speaks first.
+func (w *town) serveApps() {
+	w.t.Helper()
+	var both http.Protocols
+	both.SetHTTP1(true)
+	both.SetUnencryptedHTTP2(true)
+	echo := &http.Server{Protocols: &both, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		_ = json.NewEncoder(rw).Encode(reply{Proto: r.Proto, Host: r.Host, Path: r.URL.Path, Local: local.String(), Remote: r.RemoteAddr, Header: r.Header})
+	})}
+	for _, address := range []string{"0.0.0.0:8080", "0.0.0.0:7070"} {
+		l := w.serverNet.listen(address)
+		go func() { _ = echo.Serve(l) }()
+	}
+	for _, address := range []string{"0.0.0.0:3306", "0.0.0.0:5432", "0.0.0.0:3307"} {
+		l := w.serverNet.listen(address)
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					if _, err := io.WriteString(c, greeting); err == nil {
+						_, _ = io.Copy(c, c)
+					}
+				}()
+			}
+		}()
+	}
+}
+
+// reply is what the application saw of a request.
+type reply struct {
+	Proto, Host, Path, Local, Remote string
+	Header                           http.Header
+}
+
+type result struct {
+	reply
+	status int
+	header http.Header
+	error
+}
+
+func (r result) err() error {
+	if r.error == nil && r.status != http.StatusOK {
+		return fmt.Errorf("status %d", r.status)
+	}
+	return r.error
+}
+
+func (w *town) httpClient(n *netns, h2c bool) *http.Client {
+	transport := &http.Transport{DialContext: n.dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	if h2c {
+		var p http.Protocols
+		p.SetUnencryptedHTTP2(true)
+		transport.Protocols = &p
+	}
+	w.t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+// get asks from the client's pod. The URL has an address, as a resolver would have given it; host, if any, is the name that
+// the client would have used.
+func (w *town) get(url string, host ...string) result { return get(w.http, url, nil, host...) }
+
+func get(c *http.Client, url string, header http.Header, host ...string) (r result) {
+	request, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return result{error: err}
+	}
+	if header != nil {
+		request.Header = header
+	}
+	if len(host) > 0 {
+		request.Host = host[0]
+	}
+	response, err := c.Do(request)
+	if err != nil {
+		return result{error: err}
+	}
+	defer response.Body.Close()
+	r.status, r.header = response.StatusCode, response.Header
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return result{error: err}
+	}
+	_ = json.Unmarshal(body, &r.reply)
+	return r
+}
+
+// hear connects and gives the first line that the server says.
+func hear(n *netns, address string) (string, error) {
+	c, err := n.dial(context.Background(), "tcp", address)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		return line, err
+	}
+	if _, err := io.WriteString(c, "ping"); err != nil {
+		return line, err
+	}
+	back := make([]byte, 4)
+	if _, err := io.ReadFull(c, back); err != nil {
+		return line, err
+	}
+	return line + string(back), nil
+}
+
+// model is the mesh as both proxies see it; change, if any, has the last word.
+func (w *town) model() *mesh.Model {
+	id := identity("shop", "server")
+	endpoint := func(address string, number uint32) mesh.Endpoint {
+		return mesh.Endpoint{Address: netip.MustParseAddr(address), Port: number, MTLS: true, Identity: id}
+	}
+	pods, db := service("pods", "shop", "", port(8080, mesh.HTTP, id)), service("db", "shop", "", port(5432, mesh.TCP, id))
+	db.Ports[0].Instances = []netip.Addr{netip.MustParseAddr("10.77.0.3"), netip.MustParseAddr("10.77.0.4")}
+	mode := w.mode
+	client, server := mesh.WorkloadKey{Namespace: "shop", Name: "client"}, mesh.WorkloadKey{Namespace: "shop", Name: "server"}
+	m := &mesh.Model{
+		Settings: settings(),
+		Outbound: &mesh.Outbound{Services: []*mesh.Service{
+			externalName("alias", "shop", "web.shop.svc.cluster.local"),
+			service("bank", "shop", "10.96.0.12", port(80, mesh.HTTP, identity("shop", "bank"))),
+			db, pods,
+			service("tcp", "shop", "10.96.0.11", port(3306, mesh.TCP, id)),
+			service("web", "shop", "10.96.0.10", port(80, mesh.HTTP, id), port(9090, mesh.HTTP2, id)),
+		}},
+		Workloads: map[mesh.WorkloadKey]*mesh.Workload{
+			client: {Key: client, ServiceAccount: "client", Inbound: &mesh.Inbound{Namespace: "shop"}},
+			server: {Key: server, ServiceAccount: "server", Inbound: &mesh.Inbound{Namespace: "shop", MTLS: mode, Ports: []mesh.InboundPort{
+				{Number: 3306, Protocol: mesh.TCP, MTLS: mode},
+				{Number: 3307, Protocol: mesh.TCP, MTLS: mesh.Disabled},
+				{Number: 5432, Protocol: mesh.TCP, MTLS: mode},
+				{Number: 8080, Protocol: mesh.HTTP, MTLS: mode},
+			}}},
+		},
+		Endpoints: map[mesh.EndpointKey]*mesh.EndpointSet{},
+	}
+	m.Settings.AccessLogFile = "/dev/stdout"
+	for _, e := range []struct {
+		name   string
+		number uint32
+		at     []mesh.Endpoint
+	}{
+		{"bank", 80, []mesh.Endpoint{endpoint("10.77.0.3", 8080)}}, // run by someone who is not the bank
+		{"pods", 8080, []mesh.Endpoint{endpoint("10.77.0.3", 8080), endpoint("10.77.0.4", 8080)}},
+		{"tcp", 3306, []mesh.Endpoint{endpoint("10.77.0.3", 3306)}},
+		{"web", 80, []mesh.Endpoint{endpoint("10.77.0.3", 8080)}},
+		{"web", 9090, []mesh.Endpoint{endpoint("10.77.0.3", 8080)}},
+	} {
+		key := mesh.EndpointKey{Host: mesh.Host(e.name + ".shop.svc.cluster.local"), Port: e.number}
+		m.Endpoints[key] = &mesh.EndpointSet{Key: key, Endpoints: e.at}
+	}
+	if w.change != nil {
+		w.change(m)
+	}
+	return m
+}
+
+func (w *town) publish() {
+	w.t.Helper()
+	m := w.model()
+	w.client.set(m, "client")
+	w.server.set(m, "server")
+}
+
+// with changes the mesh for one subtest.
+func (w *town) with(t *testing.T, mode mesh.Mode, change func(*mesh.Model)) {
+	t.Helper()
+	w.mode, w.change = mode, change
+	w.publish()
+	t.Cleanup(func() {
+		w.mode, w.change = mesh.Permissive, nil
+		w.publish()
+	})
+}
+
+func endpointsOf(m *mesh.Model, name string, number uint32) *mesh.EndpointSet {
+	return m.Endpoints[mesh.EndpointKey{Host: mesh.Host(name + ".shop.svc.cluster.local"), Port: number}]
+}
+
+func TestMesh(t *testing.T) {
+	w := newTown(t)
+	t.Run("HTTP goes from sidecar to sidecar over mutual TLS", w.testHTTP)
+	t.Run("HTTP/2 reaches the application as HTTP/2", w.testHTTP2)
+	t.Run("a service is known by all its names", w.testNames)
+	t.Run("a server that speaks first is heard at once", w.testTCP)
+	t.Run("a name of one pod reaches that pod", w.testPodNames)
+	t.Run("a server with a wrong identity is not talked to", w.testWrongIdentity)
+	t.Run("PERMISSIVE takes plain text, and believes nothing that it says", w.testPermissive)
+	t.Run("STRICT refuses plain text", w.testStrict)
+	t.Run("DISABLE takes plain text without waiting for it", w.testDisabled)
+	t.Run("the capture ports lead nowhere when called themselves", w.testDirectDial)
+	t.Run("REGISTRY_ONLY refuses what is no service", w.testRegistryOnly)
+	t.Run("a draining endpoint serves only when no other is left", w.testDraining)
+	t.Run("changes lose no request", w.testChangesUnderLoad)
+	t.Run("traffic goes on without the control plane, which is found again soon", w.testControlPlaneAway)
+	w.client.refused()
+	w.server.refused()
+}
+
+func (w *town) testHTTP(t *testing.T) {
+	r := w.get("http://10.96.0.10/a/../b?q=1", "web")
+	if err := r.err(); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("By=%s;", w.serverIdentity)
+	if got := r.Header.Get("X-Forwarded-Client-Cert"); !strings.Contains(got, want) || !strings.Contains(got, "URI="+w.identity) {
+		t.Errorf("the application is told %q of its peer, want both identities", got)
+	}
+	if r.Path != "/b" || r.Host != "web" || r.Proto != "HTTP/1.1" {
+		t.Errorf("the application sees path %q, host %q, %s", r.Path, r.Host, r.Proto)
+	}
+	if !strings.HasPrefix(r.Remote, "127.0.0.6:") {
+		t.Errorf("the sidecar calls the application from %s, want 127.0.0.6", r.Remote)
+	}
+	eventually(t, "both logs name both identities", func() error {
+		for _, line := range []struct {
+			of   *sidecar
+			want string
+		}{{w.client, "upstream_id=" + w.serverIdentity}, {w.server, "client_id=" + w.identity}} {
+			if !strings.Contains(line.of.log(), line.want) {
+				return errors.New("no line has " + line.want)
+			}
+		}
+		return nil
+	})
+	for _, s := range []struct {
+		of   *netns
+		want string
+	}{
+		{w.serverNet, `envoy_listener_ssl_handshake{listener_address="0.0.0.0_15006"}`},
+		{w.clientNet, `envoy_cluster_ssl_handshake{cluster_name="outbound|80||web.shop.svc.cluster.local"}`},
+		{w.clientNet, `envoy_cluster_upstream_rq{response_code_class="2xx",cluster_name="outbound|80||web.shop.svc.cluster.local"}`},
+	} {
+		stats := prometheus(t, s.of)
+		if !strings.Contains(stats, s.want) {
+			t.Errorf("the statistics have no %s", s.want)
+		}
+	}
+}
+
+func prometheus(t *testing.T, n *netns) string {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{DialContext: n.dial, DisableKeepAlives: true}}
+	response, err := c.Get("http://127.0.0.1:15090/stats/prometheus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func (w *town) testHTTP2(t *testing.T) {
+	h2 := w.httpClient(w.clientNet, true)
+	r := get(h2, "http://10.96.0.10:9090/", nil, "web:9090")
+	if err := r.err(); err != nil || r.Proto != "HTTP/2.0" {
+		t.Errorf("port 9090 (HTTP2): the application sees %s, %v", r.Proto, err)
+	}
+	if r.Header.Get("X-Forwarded-Client-Cert") == "" {
+		t.Error("port 9090 (HTTP2): not over mutual TLS")
+	}
+	r = get(h2, "http://10.96.0.10/", nil, "web")
+	if err := r.err(); err != nil || r.Proto != "HTTP/1.1" {
+		t.Errorf("port 80 (HTTP): the application sees %s, %v", r.Proto, err)
+	}
+}
+
+func (w *town) testNames(t *testing.T) {
+	for _, host := range []string{
+		"web", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local", "web.shop.svc.cluster.local.", "WEB.Shop", "web.shop:80", "web:8000",
+		"10.96.0.10", "10.96.0.10:80", "alias", "alias.shop.svc.cluster.local",
+	} {
+		r := w.get("http://10.96.0.10/", host)
+		if err := r.err(); err != nil || r.Header.Get("X-Forwarded-Client-Cert") == "" {
+			t.Errorf("host %s: %v, peer %q", host, err, r.Header.Get("X-Forwarded-Client-Cert"))
+		}
+	}
+}
+
+func (w *town) testTCP(t *testing.T) {
+	for _, address := range []string{"10.96.0.11:3306", "10.77.0.3:5432", "10.77.0.4:5432"} {
+		started := time.Now()
+		if got, err := hear(w.clientNet, address); err != nil || got != greeting+"ping" {
+			t.Errorf("%s says %q, %v", address, got, err)
+		}
+		if took := time.Since(started); took > 4*time.Second { // far from the 5 s of a time-out
+			t.Errorf("%s answers after %v", address, took)
+		}
+	}
+	eventually(t, "mutual TLS in the server's log", func() error {
+		for _, cluster := range []string{"inbound|3306||", "inbound|5432||"} {
+			if !hasLine(w.server.log(), "client_id="+w.identity, "cluster="+cluster) {
+				return fmt.Errorf("no line about %s with the client's identity", cluster)
+			}
+		}
+		return nil
+	})
+}
+
+func hasLine(log string, parts ...string) bool {
+	for line := range strings.Lines(log) {
+		all := true
+		for _, p := range parts {
+			all = all && strings.Contains(line, p)
+		}
+		if all {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *town) testPodNames(t *testing.T) {
+	for range 4 {
+		for host, ip := range map[string]string{"pods-0.pods": "10.77.0.3", "pods-1.pods.shop.svc.cluster.local": "10.77.0.4"} {
+			r := w.get("http://"+ip+":8080/", host+":8080")
+			if err := r.err(); err != nil || r.Local != ip+":8080" {
+				t.Errorf("%s is answered by %s, want %s: %v", host, r.Local, ip, err)
+			}
+			if r.Header.Get("X-Forwarded-Client-Cert") == "" || r.Header.Get("X-Selvage-Pod") != "" {
+				t.Errorf("%s: the application sees %v", host, r.Header)
+			}
+		}
+	}
+	seen := map[string]bool{}
+	for range 40 {
+		r := w.get("http://10.77.0.3:8080/", "pods:8080")
+		if err := r.err(); err != nil {
+			t.Fatal(err)
+		}
+		seen[r.Local] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("the service's own name reaches %v, want both pods", seen)
+	}
+}
+
+func (w *town) testWrongIdentity(t *testing.T) {
+	r := w.get("http://10.96.0.12/", "bank")
+	if r.status != http.StatusServiceUnavailable {
+		t.Errorf("a service whose endpoint shows another identity answers %d, %v; want 503", r.status, r.error)
+	}
+	eventually(t, "the log names the cause", func() error {
+		if !hasLine(w.client.log(), "bank.shop", "CERTIFICATE_VERIFY_FAILED") {
+			return errors.New("no line")
+		}
+		return nil
+	})
+}
+
+func (w *town) testPermissive(t *testing.T) {
+	stranger := w.httpClient(w.strangerNet, false)
+	forged := http.Header{
+		"X-Forwarded-Client-Cert": {"By=spiffe://cluster.local/ns/shop/sa/server;URI=spiffe://cluster.local/ns/istio-system/sa/admin"},
+		"X-Envoy-Max-Retries":     {"1000"}, "X-Envoy-Retry-On": {"5xx"}, "X-Envoy-Upstream-Alt-Stat-Name": {"endless"},
+		"X-Envoy-Decorator-Operation": {"forged"},
+	}
+	r := get(stranger, "http://10.77.0.3:8080/", forged, "web")
+	if err := r.err(); err != nil {
+		t.Fatal(err)
+	}
+	for name := range forged {
+		if got := r.Header.Get(name); got != "" {
+			t.Errorf("the application sees %s: %s", name, got)
+		}
+	}
+	if got := r.header.Get("Server"); got != "istio-envoy" {
+		t.Errorf("the response's server is %q", got)
+	}
+	if r := get(w.httpClient(w.strangerNet, true), "http://10.77.0.3:8080/", nil, "web"); r.err() != nil || r.Proto != "HTTP/2.0" {
+		t.Errorf("HTTP/2 in plain text arrives as %s, %v", r.Proto, r.err())
+	}
+	if err := get(stranger, "http://10.77.0.3:7070/", nil).err(); err != nil {
+		t.Errorf("a port of no service: %v", err)
+	}
+	if got, err := hear(w.strangerNet, "10.77.0.3:3306"); err != nil || got != greeting+"ping" {
+		t.Errorf("a client without a sidecar hears %q from a server that speaks first: %v", got, err)
+	}
+}
+
+func (w *town) testStrict(t *testing.T) {
+	w.with(t, mesh.Strict, nil)
+	stranger := w.httpClient(w.strangerNet, false)
+	stranger.Transport.(*http.Transport).DisableKeepAlives = true
+	eventually(t, "plain HTTP is refused", func() error {
+		if r := get(stranger, "http://10.77.0.3:8080/", nil, "web"); r.error == nil {
+			return fmt.Errorf("it is answered with %d", r.status)
+		}
+		return nil
+	})
+	if r := get(stranger, "http://10.77.0.3:7070/", nil); r.error == nil {
+		t.Errorf("a port of no service answers plain text with %d", r.status)
+	}
+	if r := get(stranger, "https://10.77.0.3:8080/", nil); r.error == nil {
+		t.Errorf("TLS without a certificate is answered with %d", r.status)
+	}
+	if r := w.get("http://10.96.0.10/", "web"); r.err() != nil {
+		t.Errorf("HTTP between sidecars: %v", r.err())
+	}
+	for _, address := range []string{"10.96.0.11:3306", "10.77.0.4:5432"} {
+		if got, err := hear(w.clientNet, address); err != nil || got != greeting+"ping" {
+			t.Errorf("TCP between sidecars, %s: %q, %v", address, got, err)
+		}
+	}
+	eventually(t, "the log tells of the refusal", func() error {
+		if !hasLine(w.server.log(), " NR ", "client=10.78.0.2") {
+			return errors.New("no line")
+		}
+		return nil
+	})
+}
+
+func (w *town) testDisabled(t *testing.T) {
+	started := time.Now()
+	got, err := hear(w.strangerNet, "10.77.0.3:3307")
+	if err != nil || got != greeting+"ping" {
+		t.Errorf("it says %q, %v", got, err)
+	}
+	if took := time.Since(started); took > 4*time.Second {
+		t.Errorf("it takes %v", took)
+	}
+}
+
+func (w *town) testDirectDial(t *testing.T) {
+	for _, address := range []string{"10.77.0.3:15006", "10.77.0.3:15001"} {
+		if r := get(w.httpClient(w.strangerNet, false), "http://"+address+"/", nil); r.error == nil {
+			t.Errorf("%s answers with %d", address, r.status)
+		}
+	}
+	if r := w.get("http://127.0.0.1:15001/"); r.error == nil {
+		t.Errorf("127.0.0.1:15001 answers with %d", r.status)
+	}
+}
+
+func (w *town) testRegistryOnly(t *testing.T) {
+	eventually(t, "ALLOW_ANY lets an unknown address pass", func() error { return w.get("http://10.78.0.3:7070/", "example.com").err() })
+	w.with(t, mesh.Permissive, func(m *mesh.Model) { m.Settings.BlackHoleUnknown = true })
+	eventually(t, "an unknown host is answered with 502", func() error {
+		if r := w.get("http://10.96.0.10/", "example.com"); r.status != http.StatusBadGateway {
+			return fmt.Errorf("status %d, %w", r.status, r.error)
+		}
+		return nil
+	})
+	eventually(t, "an unknown address is refused", func() error {
+		c := w.httpClient(w.clientNet, false)
+		defer c.CloseIdleConnections()
+		if r := get(c, "http://10.78.0.3:7070/", nil); r.error == nil {
+			return fmt.Errorf("status %d", r.status)
+		}
+		return nil
+	})
+	if r := w.get("http://10.96.0.10/", "web"); r.err() != nil {
+		t.Errorf("a service: %v", r.err())
+	}
+}
+
+func (w *town) testDraining(t *testing.T) {
+	at := func(address string, health mesh.Health) mesh.Endpoint {
+		return mesh.Endpoint{Address: netip.MustParseAddr(address), Port: 8080, MTLS: true, Health: health}
+	}
+	show := func(endpoints ...mesh.Endpoint) {
+		w.change = func(m *mesh.Model) { endpointsOf(m, "web", 80).Endpoints = endpoints }
+		w.publish()
+	}
+	t.Cleanup(func() { w.change = nil; w.publish() })
+	answeredBy := func() map[string]int {
+		seen := map[string]int{}
+		for range 20 {
+			r := w.get("http://10.96.0.10/", "web")
+			if err := r.err(); err != nil {
+				t.Fatal(err)
+			}
+			seen[r.Local]++
+		}
+		return seen
+	}
+	only := func(address string) func() error {
+		return func() error {
+			if seen := answeredBy(); seen[address] != 20 {
+				return fmt.Errorf("requests went to %v", seen)
+			}
+			return nil
+		}
+	}
+	show(at("10.77.0.3", mesh.Draining), at("10.77.0.4", mesh.Healthy))
+	eventually(t, "one of two drains", only("10.77.0.4:8080"))
+	show(at("10.77.0.3", mesh.Draining))
+	eventually(t, "the only one drains", only("10.77.0.3:8080"))
+}
+
+// testChangesUnderLoad changes everything that changes in a mesh's day while requests go on that nobody repeats.
+func (w *town) testChangesUnderLoad(t *testing.T) {
+	stop, failed, done := make(chan struct{}), make(chan error, 100), atomic.Int64{}
+	var users sync.WaitGroup
+	for i := range 6 {
+		c, url := w.httpClient(w.clientNet, i%2 == 1), "http://10.96.0.10/"
+		if i%3 == 0 {
+			url = "http://10.96.0.10:9090/"
+		}
+		users.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := get(c, url, nil, "web").err(); err != nil {
+					failed <- err
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	more := func(n int64) { // waits until n more requests are done
+		until := done.Load() + n
+		eventually(t, "requests go on", func() error {
+			if len(failed) == 0 && done.Load() < until {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+	for i := range 8 {
+		w.mode = []mesh.Mode{mesh.Strict, mesh.Permissive}[i%2]
+		w.change = func(m *mesh.Model) {
+			m.Settings.ConnectTimeoutMillis += int64(i)                                                                                          // changes every cluster
+			m.Outbound.Services = append(m.Outbound.Services, service("extra", "shop", "10.96.0.99", port(80, mesh.HTTP), port(3306, mesh.TCP))) // a listener and a route
+			if i%2 == 0 {
+				m.Settings.AccessLogFile = "" // changes every listener
+			}
+			set := endpointsOf(m, "web", 80)
+			other := set.Endpoints[0]
+			other.Address = netip.MustParseAddr("10.77.0.4")
+			switch i % 4 {
+			case 0:
+				set.Endpoints = append(set.Endpoints, other)
+			case 1:
+				set.Endpoints[0].Health = mesh.Draining
+				set.Endpoints = append(set.Endpoints, other)
+			case 2:
+				set.Endpoints[0] = other
+			}
+		}
+		w.publish()
+		more(60)
+	}
+	close(stop)
+	users.Wait()
+	w.mode, w.change = mesh.Permissive, nil
+	w.publish()
+	close(failed)
+	for err := range failed {
+		t.Errorf("a request failed: %v", err)
+	}
+	t.Logf("%d requests", done.Load())
+}
+
+func (w *town) testControlPlaneAway(t *testing.T) {
+	w.client.stopXDS()
+	for range 20 {
+		if err := w.get("http://10.96.0.10/", "web").err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.change = func(m *mesh.Model) {
+		m.Outbound.Services = append(m.Outbound.Services, externalName("zalias", "shop", "web.shop.svc.cluster.local"))
+	}
+	t.Cleanup(func() { w.change = nil; w.publish() })
+	w.publish()
+	w.client.serveXDS()
+	eventually(t, "the new name is known", func() error {
+		r := w.get("http://10.96.0.10/", "zalias")
+		if err := r.err(); err != nil {
+			return err
+		}
+		if r.Header.Get("X-Forwarded-Client-Cert") == "" {
+			return errors.New("not over mutual TLS yet")
+		}
+		return nil
+	})
+}
