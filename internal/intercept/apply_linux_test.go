@@ -159,13 +159,13 @@ func TestOtherRulesStayAndOursAreReplaced(t *testing.T) {
 			}
 			save := p.run(tool + "-save")
 			for line, n := range map[string]int{
-				"-A OUTPUT -p tcp -m tcp --dport 7777 -j OTHERS\n":              1,
-				"-A INPUT -p tcp -m tcp --dport 6666 -j DROP\n":                 1,
-				"-A OUTPUT -p tcp -j ISTIO_OUTPUT\n":                            1,
-				"-A PREROUTING -p tcp -j ISTIO_INBOUND\n":                       1,
-				"-A ISTIO_OUTPUT -j RETURN\n":                                   0,
-				"-A ISTIO_OUTPUT -p tcp -m tcp --dport 5432 -j RETURN\n":        1,
-				"-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n":       1,
+				"-A OUTPUT -p tcp -m tcp --dport 7777 -j OTHERS\n":             1,
+				"-A INPUT -p tcp -m tcp --dport 6666 -j DROP\n":                1,
+				"-A OUTPUT -p tcp -j ISTIO_OUTPUT\n":                           1,
+				"-A PREROUTING -p tcp -j ISTIO_INBOUND\n":                      1,
+				"-A ISTIO_OUTPUT -j RETURN\n":                                  0,
+				"-A ISTIO_OUTPUT -p tcp -m tcp --dport 5432 -j RETURN\n":       1,
+				"-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n":      1,
 				"-A ISTIO_OUTPUT -p tcp -m owner --uid-owner 1337 -j RETURN\n": 1,
 			} {
 				if got := strings.Count(save, line); got != n {
