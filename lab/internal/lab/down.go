@@ -23,13 +23,24 @@ import (
 const grace = 3 * time.Second
 
 // entries are the names in a lab's folder that belong to the lab. Anything else in there is somebody's, and stays.
-var entries = []string{"etcd", "pki", "node", "logs", "kubeconfig", "mesh.yaml", "shop.yaml", "lab.json"}
+var entries = []string{"etcd", "pki", "node", "logs", "kubeconfig", "mesh.yaml", "shop.yaml", labFile}
+
+const (
+	labFile  = "lab.json"
+	lockFile = "lock"
+)
 
 // Down ends the lab in the folder and removes what it made, in whatever state a killed run left it. It says whether there was
 // anything to end.
 func Down(ctx context.Context, path string, p *progress.Reporter) (found bool, err error) {
 	dir, err := state.Open(path)
-	if err != nil && dir == nil {
+	if errors.Is(err, state.ErrBroken) {
+		// What it said is lost, but everything of a lab is also found by its marker and by the folder's path.
+		p.Note(err.Error())
+		err = os.Remove(dir.File(labFile))
+		found = true
+	}
+	if err != nil {
 		return false, err
 	}
 	if _, err := os.Stat(dir.Path()); errors.Is(err, fs.ErrNotExist) {
@@ -39,7 +50,7 @@ func Down(ctx context.Context, path string, p *progress.Reporter) (found bool, e
 		}
 		return false, nil
 	}
-	if !dir.Exists() && !leftovers(dir) {
+	if !found && !dir.Exists() && !leftovers(dir) {
 		return false, nil
 	}
 	unlock, err := lock(dir)
@@ -112,7 +123,7 @@ func end(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 		step.Fail()
 		return err
 	}
-	step.Done("every process ended, nothing left behind")
+	step.Done("lab ended: no process, network or mount is left")
 	return nil
 }
 
@@ -137,18 +148,27 @@ func killMarked(ctx context.Context, dir *state.Dir) error {
 	return fmt.Errorf("end lab %s: processes with its marker keep appearing", dir.Path())
 }
 
+// removeFiles removes the lab's files, and the folder when nothing else is inside.
 func removeFiles(dir *state.Dir) error {
+	if err := removeEntries(dir, func(string) bool { return true }); err != nil {
+		return err
+	}
+	left, err := os.ReadDir(dir.Path())
+	if err == nil && !slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() != lockFile }) {
+		return os.RemoveAll(dir.Path())
+	}
+	return nil
+}
+
+func removeEntries(dir *state.Dir, which func(name string) bool) error {
 	var errs []error
 	for _, name := range entries {
-		errs = append(errs, os.RemoveAll(dir.File(name)))
+		if which(name) {
+			errs = append(errs, os.RemoveAll(dir.File(name)))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove lab's files: %w", err)
-	}
-	// The lock and the folder last, and only when nothing else is inside.
-	left, err := os.ReadDir(dir.Path())
-	if err == nil && !slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() != "lock" }) {
-		return os.RemoveAll(dir.Path())
 	}
 	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/selvage-mesh/selvage/lab/internal/cluster"
+	"github.com/selvage-mesh/selvage/lab/internal/fault"
 	"github.com/selvage-mesh/selvage/lab/internal/progress"
 	"github.com/selvage-mesh/selvage/lab/internal/state"
 )
@@ -15,9 +15,23 @@ import (
 func Summary(dir *state.Dir) string {
 	l := dir.Lab()
 	var b strings.Builder
-	fmt.Fprintf(&b, "\nA lab of level %d runs: Kubernetes %s.\n", l.Level, l.Kubernetes)
+	fmt.Fprintf(&b, "\nThe lab is ready: Kubernetes %s, level %d%s.\n\n", l.Kubernetes, l.Level, meshText(l))
+	if at := l.Addresses["sample"]; at != "" {
+		fmt.Fprintf(&b, "  open http://%s/\n", at)
+	}
 	fmt.Fprintf(&b, "  export KUBECONFIG=%s\n", dir.File("kubeconfig"))
-	down := "selvage down"
+	switch {
+	case l.Mesh && l.Level == 2:
+		b.WriteString("  bin/selvage status\n  bin/kubectl -n shop get pods\n")
+	case l.Mesh:
+		b.WriteString("  bin/kubectl -n shop get pods     # Pending: this lab has no node\n")
+	default:
+		b.WriteString("  bin/kubectl get namespaces\n")
+	}
+	down := "bin/selvage down"
+	if l.Level == 2 || l.Namespace != "" {
+		down = "sudo " + down
+	}
 	if shown := Shown(dir.Path()); shown != ".lab" {
 		down += " --dir " + shown
 	}
@@ -25,7 +39,18 @@ func Summary(dir *state.Dir) string {
 	return b.String()
 }
 
-// Attend stays with a lab until ctx ends, and then ends the lab; it returns early when somebody else ended it.
+func meshText(l state.Lab) string {
+	switch {
+	case !l.Mesh:
+		return ", no mesh"
+	case l.Revision != "":
+		return ", the mesh as revision " + l.Revision
+	}
+	return ", the mesh"
+}
+
+// Attend stays with a lab until ctx ends, and then ends the lab. It returns early when somebody else ended it, or when one of
+// its programs ended.
 func Attend(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -35,8 +60,14 @@ func Attend(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 			_, err := Down(context.WithoutCancel(ctx), dir.Path(), p)
 			return err
 		case <-tick.C:
-			if !dir.Exists() || !dir.Lab().Identities[cluster.APIServer].Alive() {
-				return fmt.Errorf("the lab in %s has ended", Shown(dir.Path()))
+			if !dir.Exists() {
+				p.Note("another command ended the lab")
+				return nil
+			}
+			for name, id := range dir.Lab().Identities {
+				if !id.Alive() && dir.Exists() {
+					return fault.New("selvage up mends it; its log: "+Shown(dir.File("logs", name+".log")), "%s of the lab has ended", name)
+				}
 			}
 		}
 	}

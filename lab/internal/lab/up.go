@@ -3,8 +3,8 @@ package lab
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,6 +28,7 @@ func Up(ctx context.Context, cfg Config) (*state.Dir, error) {
 	if err != nil {
 		return nil, &fault.Fault{Problem: "cannot read lab " + cfg.Dir, Cause: err, Next: "selvage down --dir " + cfg.Dir}
 	}
+	_, statErr := os.Stat(dir.Path())
 	if err := prepareDir(dir); err != nil {
 		return nil, err
 	}
@@ -40,6 +41,9 @@ func Up(ctx context.Context, cfg Config) (*state.Dir, error) {
 	l := &Lab{Config: cfg, dir: dir, started: map[string]*proc.Running{}}
 	fresh, err := l.settle(ctx)
 	if err != nil {
+		if errors.Is(statErr, fs.ErrNotExist) { // nothing was started: leave no folder either
+			err = errors.Join(err, removeFiles(dir))
+		}
 		return nil, err
 	}
 	if err = l.up(ctx); err == nil {
@@ -96,7 +100,9 @@ func (l *Lab) settle(ctx context.Context) (fresh bool, err error) {
 		return false, l.complete(l.level)
 	}
 	if l.dir.Exists() || leftovers(l.dir) {
-		l.Progress.Note("a lab that did not end properly is here: ending it first")
+		if !was.Failed {
+			l.Progress.Note("a lab that did not end properly is here: ending it first")
+		}
 		if err := end(ctx, l.dir, l.Progress); err != nil {
 			return false, err
 		}
@@ -154,28 +160,34 @@ func (l *Lab) same(was state.Lab) error {
 	return nil
 }
 
-// abandon ends what a failed up began. The logs stay for whoever wants to know why.
+// abandon ends what a failed up began. The logs stay for whoever wants to know why, until the next up or down.
 func (l *Lab) abandon(ctx context.Context) error {
 	if err := end(ctx, l.dir, l.Progress); err != nil {
 		return err
 	}
-	keep := l.dir.File("logs")
-	tmp := l.dir.Path() + ".logs"
-	kept := os.Rename(keep, tmp) == nil
-	err := removeFiles(l.dir)
-	if kept {
-		err = errors.Join(err, os.MkdirAll(l.dir.Path(), 0o755), os.Rename(tmp, keep))
+	if err := removeEntries(l.dir, func(name string) bool { return name != "logs" && name != labFile }); err != nil {
+		return err
 	}
-	return err
+	return l.dir.Update(func(s *state.Lab) { *s = state.Lab{Failed: true} })
 }
 
-// prepareDir makes the folder. One with strange things in it is refused: a lab's files are removed by name afterwards.
+// prepareDir makes the folder. One that holds other things than a lab is refused: a lab's files are removed by name afterwards.
 func prepareDir(dir *state.Dir) error {
 	shown := Shown(dir.Path())
 	if err := os.MkdirAll(dir.Path(), 0o755); err != nil {
 		return &fault.Fault{Problem: "cannot make folder " + shown, Cause: err, Next: "choose another with --dir"}
 	}
-	probe := filepath.Join(dir.Path(), "lock")
+	entries, err := os.ReadDir(dir.Path())
+	if err != nil {
+		return &fault.Fault{Problem: "cannot read folder " + shown, Cause: err, Next: "choose another with --dir"}
+	}
+	for _, e := range entries {
+		if e.Name() != lockFile && !dir.Exists() {
+			return fault.New("choose a folder that is empty, or that does not exist yet, with --dir",
+				"folder %s holds other things than a lab (%s)", shown, e.Name())
+		}
+	}
+	probe := dir.File(lockFile)
 	f, err := os.OpenFile(probe, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return &fault.Fault{Problem: "cannot write into folder " + shown, Cause: err, Next: "choose another with --dir, or run it with sudo"}

@@ -1,6 +1,6 @@
 // Package netns makes the network namespace that a lab lives in, and runs things inside it.
 //
-// The namespace has a name (a file under /run/netns, as `ip netns` keeps them), a loopback, and one bridge without ports that
+// The namespace has a name, which `ip netns` knows too, a loopback, and one bridge without ports that
 // carries the lab's own address and the routes of the Service and Pod ranges. It has no way out: nothing in a lab can reach
 // the network of the machine, and nothing of the lab shows in the machine's routes, firewall or sysctls.
 package netns
@@ -18,8 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dir is where iproute2 keeps named network namespaces.
-const dir = "/run/netns"
+// known is where iproute2 looks for network namespaces. The lab leaves a symbolic link there, and mounts elsewhere: iproute2
+// may at any time bind that folder over itself, and what was mounted inside before can then not be unmounted any more.
+const known = "/run/netns"
 
 // Network describes the one device of a lab's namespace.
 type Network struct {
@@ -29,7 +30,7 @@ type Network struct {
 }
 
 // Path returns the file of the namespace with that name.
-func Path(name string) string { return filepath.Join(dir, name) }
+func Path(name string) string { return filepath.Join("/run", name, "net") }
 
 // Exists says whether there is a namespace with that name.
 func Exists(name string) bool {
@@ -42,7 +43,13 @@ func Create(name string, n Network) error {
 	if Exists(name) {
 		return fmt.Errorf("make network namespace %s: it exists", name)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	for _, dir := range []string{known, filepath.Dir(Path(name))} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make network namespace %s: %w", name, err)
+		}
+	}
+	link := filepath.Join(known, name)
+	if err := os.Symlink(Path(name), link); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make network namespace %s: %w", name, err)
 	}
 	f, err := os.OpenFile(Path(name), os.O_RDONLY|os.O_CREATE, 0o444)
@@ -73,9 +80,12 @@ func Delete(name string) error {
 			return fmt.Errorf("delete network namespace %s: %w", name, err)
 		}
 	}
-	if err := os.Remove(Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete network namespace %s: %w", name, err)
+	for _, file := range []string{filepath.Join(known, name), Path(name)} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("delete network namespace %s: %w", name, err)
+		}
 	}
+	_ = os.Remove(filepath.Dir(Path(name))) // unless others keep things there
 	return nil
 }
 

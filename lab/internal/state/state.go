@@ -31,7 +31,8 @@ type Lab struct {
 	Kubernetes string `json:"kubernetes"` // its version
 	Revision   string `json:"revision"`   // the mesh's revision, "" for the default one or none
 	Mesh       bool   `json:"mesh"`
-	Ready      bool   `json:"ready"` // false while up is at work, and after it was killed
+	Ready      bool   `json:"ready"`            // false while up is at work, and after it was killed
+	Failed     bool   `json:"failed,omitempty"` // up failed and ended what it had begun; only the logs are left
 
 	// Namespace is the lab's network namespace, "" on the machine's own network. Host is the lab's address in there.
 	Namespace string `json:"networkNamespace,omitempty"`
@@ -55,7 +56,11 @@ type Dir struct {
 	lab  Lab
 }
 
-// Open gives the folder, which need not exist, and reads lab.json where there is one.
+// ErrBroken says that lab.json cannot be understood.
+var ErrBroken = errors.New("cannot read")
+
+// Open gives the folder, which need not exist, and reads lab.json where there is one. With ErrBroken the folder is returned
+// too, as one that remembers nothing.
 func Open(path string) (*Dir, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -68,7 +73,8 @@ func Open(path string) (*Dir, error) {
 		abs = filepath.Join(parent, filepath.Base(abs))
 	}
 	d := &Dir{path: abs}
-	return d, d.load()
+	err = d.load()
+	return d, err
 }
 
 // Path is the folder, absolute; File a path inside.
@@ -189,7 +195,7 @@ func (d *Dir) load() error {
 	defer d.mu.Unlock()
 	d.lab = Lab{}
 	if err := json.Unmarshal(b, &d.lab); err != nil {
-		return fmt.Errorf("read %s: %w", d.File("lab.json"), err)
+		return fmt.Errorf("%w %s: %w", ErrBroken, d.File("lab.json"), err)
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Command echo is the test pods' program: "serve" answers HTTP on 8080, "get URL" prints a status and a body, "sleep" waits,
-// "run COMMAND ARGS" runs a program of its image.
+// Command echo is the test pods' program: "serve" answers HTTP on 8080, "get URL" prints a status and a body, "fail URL"
+// prints the error, "run COMMAND ARGS" runs a program of its image.
 package main
 
 import (
@@ -19,6 +19,9 @@ func main() {
 			fmt.Fprintf(w, "echo from %s to %s\n", host, r.RemoteAddr)
 		})
 		fmt.Println(http.ListenAndServe(":8080", nil))
+	case "fail":
+		_, err := http.Get(os.Args[2])
+		fmt.Println(err)
 	case "get":
 		client := http.Client{Timeout: 5 * time.Second}
 		resp, err := client.Get(os.Args[2])
@@ -28,8 +31,6 @@ func main() {
 		}
 		fmt.Println(resp.StatusCode)
 		_, _ = io.Copy(os.Stdout, resp.Body)
-	case "sleep":
-		time.Sleep(time.Hour)
 	case "run":
 		cmd := exec.Command(os.Args[2], os.Args[3:]...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
