@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,24 +15,27 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
 // cluster is an API server reduced to what status and version ask of it, so that it can show faults on demand: a control plane
-// outside the cluster, whose debug page it proxies, and pods with sidecars.
+// outside the cluster, which it knows the address of, and pods with sidecars.
 type cluster struct {
 	syncz     any // body of the debug page; a string is sent as it is
 	synczCode int // its status; 0 is 200
 	pods      []corev1.Pod
 	forbid    string // a path that is answered with 403
 	noService bool
+	dead      bool // nothing listens where the Service leads
+	nowhere   bool // the Service leads nowhere
+
+	leadsTo netip.AddrPort
 
 	sawToken    string // the header of the debug page's request
 	sawAudience []string
 }
-
-const proxyPath = "/api/v1/namespaces/istio-system/services/http:istiod:15014/proxy/debug/syncz"
 
 func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if c.forbid != "" && strings.HasPrefix(r.URL.Path, c.forbid) {
@@ -63,13 +67,14 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.sawAudience = request.Spec.Audiences
 		request.Status.Token = "reader-token"
 		c.answer(w, 201, request)
-	case proxyPath:
-		c.sawToken = r.Header.Get("X-Selvage-Token")
-		code := c.synczCode
-		if code == 0 {
-			code = 200
+	case "/apis/discovery.k8s.io/v1/namespaces/istio-system/endpointslices":
+		list := discoveryv1.EndpointSliceList{TypeMeta: metav1.TypeMeta{Kind: "EndpointSliceList", APIVersion: "discovery.k8s.io/v1"}}
+		if c.leadsTo.IsValid() && strings.Contains(r.URL.Query().Get("labelSelector"), "kubernetes.io/service-name=istiod") {
+			name, port := "http-monitoring", int32(c.leadsTo.Port())
+			list.Items = []discoveryv1.EndpointSlice{{Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{c.leadsTo.Addr().String()}}}}}
 		}
-		c.answer(w, code, c.syncz)
+		c.answer(w, 200, list)
 	default:
 		http.NotFound(w, r)
 	}
@@ -85,11 +90,34 @@ func (c *cluster) answer(w http.ResponseWriter, code int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
+// page is the control plane's status port.
+func (c *cluster) page(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/debug/syncz" {
+		http.NotFound(w, r)
+		return
+	}
+	c.sawToken = strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	code := c.synczCode
+	if code == 0 {
+		code = 200
+	}
+	c.answer(w, code, c.syncz)
+}
+
 // start serves the cluster and gives a folder with a kubeconfig that leads to it.
 func (c *cluster) start(t *testing.T) (home, kubeconfig string) {
 	t.Helper()
 	server := httptest.NewServer(c)
 	t.Cleanup(server.Close)
+	page := httptest.NewServer(http.HandlerFunc(c.page))
+	t.Cleanup(page.Close)
+	c.leadsTo = netip.MustParseAddrPort(strings.TrimPrefix(page.URL, "http://"))
+	switch {
+	case c.dead:
+		page.Close()
+	case c.nowhere:
+		c.leadsTo = netip.AddrPort{}
+	}
 	home = t.TempDir()
 	kubeconfig = filepath.Join(home, "kubeconfig")
 	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: %q}}]\nusers: [{name: u}]\n"+

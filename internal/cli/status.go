@@ -13,7 +13,8 @@ import (
 const plainWidth = 80
 
 func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
+	var address string
+	cmd := &cobra.Command{
 		Use:   "status [POD]",
 		Short: "Show whether every sidecar runs the configuration it was sent",
 		Long: "status asks every replica of the control plane which proxies are connected to it and what they have confirmed.\n" +
@@ -24,7 +25,8 @@ func (a *app) statusCommand() *cobra.Command {
 			selvage status
 			selvage status -n shop
 			selvage status web-7d9c5bd5c8-x2x8z -n shop     with the last error and what caused it
-			selvage status -o json`),
+			selvage status -o json
+			selvage status --address 127.0.0.1:15014        of a control plane outside the cluster`),
 		Args:              atMost(1),
 		ValidArgsFunction: a.completeProxies,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -35,7 +37,7 @@ func (a *app) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m, err := a.gather(cmd.Context(), c)
+			m, err := a.gather(cmd.Context(), c, address)
 			if err != nil {
 				return err
 			}
@@ -49,6 +51,8 @@ func (a *app) statusCommand() *cobra.Command {
 			return verdict(m)
 		},
 	}
+	cmd.Flags().StringVar(&address, "address", "", "HOST:PORT of the status port of a control plane outside the cluster (default: where its Service leads)")
+	return cmd
 }
 
 // narrow leaves what -n and the argument ask for. A pod may be given as POD, NAMESPACE/POD or POD.NAMESPACE.

@@ -45,6 +45,17 @@ web-7d9c5bd5c8-x2x8z   shop      SYNCED SYNCED SYNCED SYNCED q7x2p   1.40.0
 	}
 }
 
+func TestStatusOfAnAddress(t *testing.T) {
+	c := &cluster{syncz: raw(shop), nowhere: true}
+	home, kubeconfig := c.start(t)
+	other := &cluster{syncz: raw(shop)}
+	other.start(t)
+	got := run(t, home, "", "status", "--kubeconfig", kubeconfig, "--address", other.leadsTo.String())
+	if got.code != 0 || !strings.Contains(got.stdout, "2 proxies: all synced.") || other.sawToken != "reader-token" {
+		t.Errorf("exit code %d, token %q, stderr %q:\n%s", got.code, other.sawToken, got.stderr, got.stdout)
+	}
+}
+
 func TestStatusEndsWithOneWhenAProxyRejects(t *testing.T) {
 	home, kubeconfig := (&cluster{syncz: raw(rejecting)}).start(t)
 	got := run(t, home, "", "status", "--kubeconfig", kubeconfig)
@@ -164,7 +175,9 @@ func TestStatusWhenItCannotLook(t *testing.T) {
 		want    string
 	}{
 		"no control plane": {&cluster{noService: true}, "the cluster has no control plane of Selvage: `selvage install` makes one"},
-		"nothing listens":  {&cluster{synczCode: 503, syncz: "no endpoints"}, "is selvaged running where the Service leads?"},
+		"nothing listens":  {&cluster{dead: true}, "connection refused"},
+		"leads nowhere":    {&cluster{nowhere: true}, "--address HOST:15014"},
+		"no token":         {&cluster{synczCode: 401, syncz: "a token is needed"}, "401 Unauthorized: a token is needed"},
 		"no right":         {&cluster{forbid: "/api/v1/namespaces/istio-system/pods"}, `User "jane" cannot list resource "pods"`},
 		"no JSON":          {&cluster{syncz: "hello"}, "parse /debug/syncz"},
 	} {
@@ -180,7 +193,7 @@ func TestVersion(t *testing.T) {
 	home, kubeconfig := (&cluster{syncz: raw(shop)}).start(t)
 	got := run(t, home, "", "version", "--kubeconfig", kubeconfig)
 	if got.code != 0 || !strings.HasPrefix(got.stdout, "selvage dev (") ||
-		!strings.Contains(got.stdout, "REVISION  VERSION  READY    CONTROL PLANE\ndefault   1.0.0    outside  istiod-6d8c7b9f4d-q7x2p\n") {
+		!strings.Contains(got.stdout, "REVISION  VERSION  READY    CONTROL PLANE\ndefault   1.0.0    outside  at 127.0.0.1:") {
 		t.Errorf("exit code %d, stderr %q, stdout:\n%s", got.code, got.stderr, got.stdout)
 	}
 	if alone := run(t, t.TempDir(), "", "version"); alone.code != 0 || strings.Count(alone.stdout, "\n") != 1 || alone.stderr != "" {

@@ -6,14 +6,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"istio.io/api/annotation"
@@ -107,8 +109,8 @@ func (a *app) controlPlane() string {
 }
 
 // gather asks every replica, and the API server for the pods that should be connected.
-func (a *app) gather(ctx context.Context, c *connection) (*mesh, error) {
-	targets, err := a.targets(ctx, c)
+func (a *app) gather(ctx context.Context, c *connection, address string) (*mesh, error) {
+	targets, err := a.targets(ctx, c, address)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +123,7 @@ func (a *app) gather(ctx context.Context, c *connection) (*mesh, error) {
 	for _, t := range targets {
 		answer, err := t.read(ctx, token)
 		if err != nil {
-			m.Replicas = append(m.Replicas, replica{Name: t.name, Error: a.explain(err)})
+			m.Replicas = append(m.Replicas, replica{Name: t.name, Error: err.Error()})
 			continue
 		}
 		m.Replicas = append(m.Replicas, replica{Name: answer.Replica, Version: answer.Version})
@@ -133,7 +135,7 @@ func (a *app) gather(ctx context.Context, c *connection) (*mesh, error) {
 		}
 	}
 	if !slices.ContainsFunc(m.Replicas, func(r replica) bool { return r.Error == "" }) {
-		return nil, fmt.Errorf("no replica of the control plane answers: %s: %s", m.Replicas[0].Name, m.Replicas[0].Error)
+		return nil, fmt.Errorf("no replica of the control plane answers: %s", m.Replicas[0].Error)
 	}
 	for _, p := range byID {
 		m.Proxies = append(m.Proxies, p)
@@ -184,9 +186,12 @@ type target struct {
 	read func(ctx context.Context, token string) (*syncz, error)
 }
 
-// targets finds the replicas: each pod, through the API server's port-forward; a control plane outside the cluster through
-// the API server's proxy of its Service.
-func (a *app) targets(ctx context.Context, c *connection) ([]target, error) {
+// targets finds the replicas: each pod, through the API server's port-forward; a control plane outside the cluster where its
+// Service leads; or the one address that the user has named.
+func (a *app) targets(ctx context.Context, c *connection, address string) ([]target, error) {
+	if address != "" {
+		return []target{outside(address)}, nil
+	}
 	var targets []target
 	pods, err := c.kubernetes.CoreV1().Pods(install.Namespace).List(ctx, metav1.ListOptions{LabelSelector: a.controlPlane()})
 	if err != nil {
@@ -204,15 +209,22 @@ func (a *app) targets(ctx context.Context, c *connection) ([]target, error) {
 		return nil, fmt.Errorf("list services of the control plane: %w", err)
 	}
 	for _, service := range services.Items {
-		if len(service.Spec.Selector) == 0 {
-			targets = append(targets, target{service.Name, func(ctx context.Context, token string) (*syncz, error) {
-				return c.readService(ctx, service.Name, token)
-			}})
+		if len(service.Spec.Selector) > 0 {
+			continue
+		}
+		addresses, err := c.leadsTo(ctx, service.Name)
+		if err != nil {
+			return nil, err
+		}
+		for _, found := range addresses {
+			targets = append(targets, outside(found))
 		}
 	}
 	switch {
 	case len(targets) > 0:
 		return targets, nil
+	case len(services.Items) > 0 && len(services.Items[0].Spec.Selector) == 0:
+		return nil, fmt.Errorf("the control plane runs outside the cluster, and its Service leads nowhere: give its address with --address HOST:%d", install.HTTPPort)
 	case len(services.Items) > 0:
 		return nil, fmt.Errorf("no replica of the control plane runs: look with `kubectl get pods -n %s -l app=istiod`", install.Namespace)
 	case a.revision != "":
@@ -221,23 +233,39 @@ func (a *app) targets(ctx context.Context, c *connection) ([]target, error) {
 	return nil, fmt.Errorf("the cluster has no control plane of Selvage: `%s install` makes one", a.name())
 }
 
-// readService asks a control plane outside the cluster. The API server drops the Authorization header on its way, so the
-// token has a header of its own.
-func (c *connection) readService(ctx context.Context, name, token string) (*syncz, error) {
-	body, err := c.kubernetes.CoreV1().RESTClient().Get().Namespace(install.Namespace).Resource("services").
-		Name(fmt.Sprintf("http:%s:%d", name, install.HTTPPort)).SubResource("proxy").Suffix(install.DebugPath).
-		SetHeader("X-Selvage-Token", token).DoRaw(ctx)
-	if apierrors.IsServiceUnavailable(err) {
-		return nil, fmt.Errorf("nothing answers behind Service %s/%s, port %d: is selvaged running where the Service leads?",
-			install.Namespace, name, install.HTTPPort)
-	}
+// leadsTo gives the addresses, HOST:PORT, of the status port behind a Service without a selector. They are asked directly: the
+// API server's proxy refuses endpoints that are not pods.
+func (c *connection) leadsTo(ctx context.Context, service string) (addresses []string, err error) {
+	slices, err := c.kubernetes.DiscoveryV1().EndpointSlices(install.Namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: discoveryv1.LabelServiceName + "=" + service + "," + install.OwnerLabel + "=" + install.Owner,
+	})
 	if err != nil {
-		if text := strings.TrimSpace(string(body)); text != "" && len(text) < 300 && !strings.HasPrefix(text, "{") {
-			return nil, fmt.Errorf("read %s of Service %s: %s: %w", install.DebugPath, name, text, err)
-		}
-		return nil, fmt.Errorf("read %s of Service %s: %w", install.DebugPath, name, err)
+		return nil, fmt.Errorf("list endpointslices of Service %s: %w", service, err)
 	}
-	return parseSyncz(body)
+	for _, slice := range slices.Items {
+		for _, port := range slice.Ports {
+			if port.Name == nil || *port.Name != install.HTTPPortName || port.Port == nil {
+				continue
+			}
+			for _, endpoint := range slice.Endpoints {
+				for _, address := range endpoint.Addresses {
+					addresses = append(addresses, net.JoinHostPort(address, strconv.Itoa(int(*port.Port))))
+				}
+			}
+		}
+	}
+	return addresses, nil
+}
+
+// outside is a control plane that is asked directly.
+func outside(address string) target {
+	return target{address, func(ctx context.Context, token string) (*syncz, error) {
+		answer, err := read(ctx, address, token)
+		if err != nil {
+			return nil, fmt.Errorf("ask the control plane at %s: %w", address, err)
+		}
+		return answer, nil
+	}}
 }
 
 // readPod asks one replica through a forwarded port.
@@ -247,6 +275,15 @@ func (c *connection) readPod(ctx context.Context, name, token string) (*syncz, e
 		return nil, fmt.Errorf("forward a port to pod %s: %w", name, err)
 	}
 	defer stop()
+	answer, err := read(ctx, address, token)
+	if err != nil {
+		return nil, fmt.Errorf("ask pod %s: %w", name, err)
+	}
+	return answer, nil
+}
+
+// read asks for the debug page at HOST:PORT.
+func read(ctx context.Context, address, token string) (*syncz, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+install.DebugPath, nil)
 	if err != nil {
 		return nil, err
@@ -255,20 +292,16 @@ func (c *connection) readPod(ctx context.Context, name, token string) (*syncz, e
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("read %s of pod %s: %w", install.DebugPath, name, cause(err))
+		return nil, fmt.Errorf("%s: %w", install.DebugPath, cause(err))
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		return nil, fmt.Errorf("read %s of pod %s: %w", install.DebugPath, name, err)
+		return nil, fmt.Errorf("%s: %w", install.DebugPath, err)
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("read %s of pod %s: %s: %s", install.DebugPath, name, response.Status, strings.TrimSpace(string(body)))
+		return nil, fmt.Errorf("%s: %s: %s", install.DebugPath, response.Status, strings.TrimSpace(string(body)))
 	}
-	return parseSyncz(body)
-}
-
-func parseSyncz(body []byte) (*syncz, error) {
 	var s syncz
 	if err := json.Unmarshal(body, &s); err != nil {
 		return nil, fmt.Errorf("parse %s: %w", install.DebugPath, err)

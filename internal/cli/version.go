@@ -96,7 +96,7 @@ func (a *app) controlPlanes(ctx context.Context) ([]controlPlaneVersion, error) 
 			list = append(list, fromDeployment(revision, &deployments.Items[n]))
 			continue
 		}
-		list = append(list, a.fromOutside(ctx, c, revision, s.Name))
+		list = append(list, fromOutside(ctx, c, revision, s.Name))
 	}
 	return list, nil
 }
@@ -113,18 +113,23 @@ func fromDeployment(revision string, d *appsv1.Deployment) controlPlaneVersion {
 }
 
 // fromOutside asks a control plane that does not run in the cluster.
-func (a *app) fromOutside(ctx context.Context, c *connection, revision, service string) controlPlaneVersion {
-	v := controlPlaneVersion{Revision: revision, Ready: "outside"}
+func fromOutside(ctx context.Context, c *connection, revision, service string) controlPlaneVersion {
+	v := controlPlaneVersion{Revision: revision, Ready: "outside", Detail: "its Service leads nowhere"}
+	addresses, err := c.leadsTo(ctx, service)
+	if err != nil || len(addresses) == 0 {
+		return v
+	}
+	v.Detail = "at " + addresses[0]
 	token, err := readerToken(ctx, c)
-	if err == nil {
-		var answer *syncz
-		if answer, err = c.readService(ctx, service, token); err == nil {
-			v.Version, v.Detail = answer.Version, answer.Replica
-		}
-	}
 	if err != nil {
-		v.Detail = "does not answer: " + a.explain(err)
+		return v
 	}
+	answer, err := read(ctx, addresses[0], token)
+	if err != nil {
+		v.Detail += ", does not answer"
+		return v
+	}
+	v.Version = answer.Version
 	return v
 }
 

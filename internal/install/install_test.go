@@ -178,6 +178,92 @@ func TestTrustDomainComesFromTheMeshConfiguration(t *testing.T) {
 	}
 }
 
+// field reads a field of the object of one kind and name; it fails the test when there is no such object.
+func field(t *testing.T, objects []*unstructured.Unstructured, kind, name string, path ...string) string {
+	t.Helper()
+	for _, u := range objects {
+		if u.GetKind() != kind || u.GetName() != name {
+			continue
+		}
+		value, _, err := unstructured.NestedFieldNoCopy(u.Object, path...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	t.Fatalf("there is no %s %s", kind, name)
+	return ""
+}
+
+// TestARevisionHasNamesOfItsOwn: the names are those that people's runbooks for Istio use.
+func TestARevisionHasNamesOfItsOwn(t *testing.T) {
+	o := install.Default("1.0.0").WithImages("registry.example.com/mesh/", "1.2.3")
+	o.Revision, o.Replicas = "asm-1234-1", 3
+	objects := render(t, o)
+	for _, c := range []struct {
+		kind, name string
+		path       []string
+		want       string
+	}{
+		{"Deployment", "istiod-asm-1234-1", []string{"spec", "replicas"}, "3"},
+		{"Deployment", "istiod-asm-1234-1", []string{"spec", "template", "spec", "containers"}, `"image":"registry.example.com/mesh/selvaged:1.2.3"`},
+		{"Deployment", "istiod-asm-1234-1", []string{"spec", "template", "spec", "containers"}, `"--revision=asm-1234-1"`},
+		{"Service", "istiod-asm-1234-1", []string{"spec", "selector"}, `{"app":"istiod","istio.io/rev":"asm-1234-1"}`},
+		{"ConfigMap", "istio-asm-1234-1", []string{"data", "mesh"}, "istiod-asm-1234-1.istio-system.svc:15012"},
+		{"ConfigMap", "istio-sidecar-injector-asm-1234-1", []string{"data", "values"}, `\"hub\": \"registry.example.com/mesh\"`},
+		{"MutatingWebhookConfiguration", "istio-sidecar-injector-asm-1234-1", []string{"webhooks"}, `"name":"istiod-asm-1234-1"`},
+		{"ClusterRole", "istiod-clusterrole-asm-1234-1-istio-system", nil, "peerauthentications"},
+		{"ServiceAccount", "istiod-asm-1234-1", nil, "asm-1234-1"},
+		{"ServiceAccount", "selvage-reader", nil, "selvage-reader"},
+	} {
+		if got := field(t, objects, c.kind, c.name, c.path...); !strings.Contains(got, c.want) {
+			t.Errorf("%s %s %v is %s; want %s in it", c.kind, c.name, c.path, got, c.want)
+		}
+	}
+	if hooks := field(t, objects, "MutatingWebhookConfiguration", "istio-sidecar-injector-asm-1234-1", "webhooks"); strings.Contains(hooks, `"istio-injection","operator":"In"`) {
+		t.Error("a revision that is not the default one answers to istio-injection=enabled")
+	}
+}
+
+// TestAControlPlaneOutsideTheCluster: a Service without a selector, the endpoints that it leads to, and nothing that runs.
+func TestAControlPlaneOutsideTheCluster(t *testing.T) {
+	o := install.Default("1.0.0")
+	var err error
+	if o.Endpoint, err = install.ParseEndpoint("192.0.2.7:xds=31012,webhook=31017"); err != nil {
+		t.Fatal(err)
+	}
+	objects := render(t, o)
+	for _, u := range objects {
+		if u.GetKind() == "Deployment" || u.GetKind() == "PodDisruptionBudget" {
+			t.Errorf("there is a %s", u.GetKind())
+		}
+	}
+	if selector := field(t, objects, "Service", "istiod", "spec", "selector"); selector != "null" {
+		t.Errorf("the Service selects %s", selector)
+	}
+	if ports := field(t, objects, "EndpointSlice", "istiod-external", "ports"); ports !=
+		`[{"name":"tcp-xds-tls","port":31012,"protocol":"TCP"},{"name":"https-webhook","port":31017,"protocol":"TCP"},{"name":"http-monitoring","port":15014,"protocol":"TCP"}]` {
+		t.Errorf("ports are %s", ports)
+	}
+	if owner := field(t, objects, "EndpointSlice", "istiod-external", "metadata", "labels", "kubernetes.io/service-name"); owner != `"istiod"` {
+		t.Errorf("the endpoints belong to service %s", owner)
+	}
+}
+
+// TestWebhookURL: on a machine with no address but loopback the API server calls the webhook by its URL.
+func TestWebhookURL(t *testing.T) {
+	o := install.Default("1.0.0")
+	o.WebhookURL = "https://127.0.0.1:15017/"
+	hooks := field(t, render(t, o), "MutatingWebhookConfiguration", "istio-sidecar-injector", "webhooks")
+	if strings.Count(hooks, `"url":"https://127.0.0.1:15017/inject"`) != 4 || strings.Contains(hooks, `"service"`) {
+		t.Errorf("webhooks: %s", hooks)
+	}
+}
+
 // clients are fakes that hold objects; enough for what must happen before anything is changed.
 func clients(objects ...runtime.Object) install.Config {
 	scheme := runtime.NewScheme()

@@ -31,7 +31,6 @@ var clusterGrants = []grant{
 	{"who is calling: proxies that want a certificate or configuration", "authentication.k8s.io", "tokenreviews", "", "create"},
 	{"may that caller read the debug pages", "authorization.k8s.io", "subjectaccessreviews", "", "create"},
 	{"say on the object itself what is wrong with it", "core", "events", "", "create patch"},
-	{"the same, in the newer API", "events.k8s.io", "events", "", "create patch"},
 }
 
 // namespaceGrants hold in the control plane's own namespace.

@@ -16,7 +16,7 @@ import (
 const (
 	xdsPortName     = "tcp-xds-tls"
 	webhookPortName = "https-webhook"
-	httpPortName    = "http-monitoring"
+	HTTPPortName    = "http-monitoring" // metrics, health and the debug pages
 )
 
 // proxyUser is the user that everything of Selvage but its init container runs as.
@@ -30,7 +30,7 @@ func (o Options) service() *corev1.Service {
 	}
 	s := &corev1.Service{TypeMeta: typeMeta("v1", "Service"), ObjectMeta: o.meta(o.Name(appName)), Spec: corev1.ServiceSpec{
 		Ports: []corev1.ServicePort{
-			port(xdsPortName, XDSPort, XDSPort), port(webhookPortName, 443, WebhookPort), port(httpPortName, HTTPPort, HTTPPort),
+			port(xdsPortName, XDSPort, XDSPort), port(webhookPortName, 443, WebhookPort), port(HTTPPortName, HTTPPort, HTTPPort),
 		},
 	}}
 	if o.inCluster() {
@@ -58,7 +58,7 @@ func (o Options) endpoints() *discoveryv1.EndpointSlice {
 			Addresses: []string{o.Endpoint.Address.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
 		}},
 		Ports: []discoveryv1.EndpointPort{
-			port(xdsPortName, o.Endpoint.XDS), port(webhookPortName, o.Endpoint.Webhook), port(httpPortName, o.Endpoint.HTTP),
+			port(xdsPortName, o.Endpoint.XDS), port(webhookPortName, o.Endpoint.Webhook), port(HTTPPortName, o.Endpoint.HTTP),
 		},
 	}
 }
