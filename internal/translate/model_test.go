@@ -60,7 +60,9 @@ func (w town) builder(t testing.TB) *index.Builder {
 	return b
 }
 
-func address(service, i int) string { return fmt.Sprintf("10.%d.%d.%d", 1+service/200, service%200, 1+i) }
+func address(service, i int) string {
+	return fmt.Sprintf("10.%d.%d.%d", 1+service/200, service%200, 1+i)
+}
 func podName(service, i int) string { return fmt.Sprintf("s-%d-%d", service, i) }
 
 func TestEndpointChangeKeepsEverythingElse(t *testing.T) {

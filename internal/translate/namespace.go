@@ -32,8 +32,25 @@ type namespace struct {
 
 	serviceProblems, podProblems []diag.Problem // of all services and pods, sorted, each once
 
-	selected *selection               // made on first use; nil again when the namespace is made
-	inbounds map[string]*mesh.Inbound // by content, while the namespace is made
+	selected *selection               // of view's services; nil when no pod has needed it yet
+	inbounds map[string]*mesh.Inbound // by content: those that pods have, and perhaps some that they had
+}
+
+// changes are the names of what was translated again: all else is the same part as before.
+type changes struct{ services, pods map[string]bool }
+
+// all names everything in n, which may be nil.
+func (n *namespace) all() changes {
+	c := changes{map[string]bool{}, map[string]bool{}}
+	if n != nil {
+		for name := range n.services {
+			c.services[name] = true
+		}
+		for name := range n.pods {
+			c.pods[name] = true
+		}
+	}
+	return c
 }
 
 // podPart is what one pod became.
@@ -42,7 +59,6 @@ type podPart struct {
 	workload *mesh.Workload
 	identity string // SPIFFE
 	sidecar  bool   // it says that a sidecar takes its mutual TLS
-	key      string // of workload.Inbound
 	problems []diag.Problem
 }
 
@@ -73,49 +89,33 @@ func (g globals) seen(ns *index.Namespace) *index.Namespace {
 
 // translateNamespace translates one namespace. It works on what differs from prev, which is nil or the same namespace
 // before, and takes everything else from it.
-func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *index.Table[*index.Node]) *namespace {
+func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *index.Table[*index.Node]) (*namespace, changes) {
 	if prev != nil && prev.source == ns && prev.globals == g && prev.nodes == nodes {
-		return prev
+		return prev, changes{}
 	}
 	if prev == nil || prev.globals != g {
 		prev = prev.stale()
 	}
 	n := &namespace{
-		source: ns, view: g.seen(ns), globals: g, nodes: nodes,
-		auth: prev.auth, services: prev.services, pods: prev.pods,
+		source: ns, view: g.seen(ns), globals: g, nodes: nodes, auth: prev.auth, services: prev.services, pods: prev.pods,
+		serviceProblems: prev.serviceProblems, podProblems: prev.podProblems, selected: prev.selected, inbounds: prev.inbounds,
 	}
 	if prev.source == nil || prev.view.PeerAuthentications != n.view.PeerAuthentications {
 		n.auth = authenticationOf(n.view, g)
 	}
 	moved := changedNodes(prev.nodes, nodes)
-	touched := n.translatePods(prev, moved)
-	n.translateServices(prev, moved, touched)
-	n.selected, n.inbounds = nil, nil
-	n.collectProblems(prev)
-	return n
+	pods, touched := n.translatePods(prev, moved)
+	return n, changes{n.translateServices(prev, moved, touched), pods}
 }
 
 // stale gives what may be taken from n, which may be nil, when nothing of it holds as it is: the parts to compare with.
 func (n *namespace) stale() *namespace {
-	s := &namespace{view: &index.Namespace{}, services: n.servicesOrNone(), pods: n.podsOrNone()}
+	s := &namespace{view: &index.Namespace{}}
 	if n != nil {
+		s.services, s.pods, s.inbounds = n.services, n.pods, n.inbounds
 		s.serviceProblems, s.podProblems = n.serviceProblems, n.podProblems
 	}
 	return s
-}
-
-func (n *namespace) servicesOrNone() map[string]*servicePart {
-	if n == nil {
-		return nil
-	}
-	return n.services
-}
-
-func (n *namespace) podsOrNone() map[string]*podPart {
-	if n == nil {
-		return nil
-	}
-	return n.pods
 }
 
 func changedNodes(before, after *index.Table[*index.Node]) map[string]bool {
@@ -129,57 +129,77 @@ func changedNodes(before, after *index.Table[*index.Node]) map[string]bool {
 	return changed
 }
 
-// translatePods makes the pods' parts and names those of which something that endpoints show has changed.
-func (n *namespace) translatePods(prev *namespace, moved map[string]bool) (touched map[string]bool) {
-	touched = map[string]bool{}
-	dirty := map[string]*index.Pod{} // nil for gone
-	if n.allPodsDirty(prev) {
-		for name := range n.pods {
-			dirty[name] = nil
-		}
-		for _, p := range n.view.Pods.All() {
-			dirty[p.Name] = p
-		}
-	} else {
-		for was, is := range index.Changes(prev.view.Pods, n.view.Pods) {
-			if is == nil {
-				dirty[was.Name] = nil
-			} else {
-				dirty[is.Name] = is
-			}
-		}
-		if len(moved) > 0 {
-			for _, p := range n.view.Pods.All() {
-				if moved[p.Node] {
-					dirty[p.Name] = p
-				}
-			}
-		}
-	}
+// translatePods makes the parts of pods anew where something about them has changed, and names them; touched are those of
+// which endpoints show something else than before.
+func (n *namespace) translatePods(prev *namespace, moved map[string]bool) (dirty, touched map[string]bool) {
+	dirty, touched = n.dirtyPods(prev, moved), map[string]bool{}
 	if len(dirty) == 0 {
-		return touched
+		return dirty, touched
 	}
-	n.inbounds = map[string]*mesh.Inbound{}
-	for _, p := range n.pods {
-		n.inbounds[p.key] = p.workload.Inbound
-	}
-	before := n.pods
-	n.pods = maps.Clone(before)
-	if n.pods == nil {
-		n.pods = make(map[string]*podPart, len(dirty))
-	}
-	for name, pod := range dirty {
+	before, problems := n.pods, false
+	n.pods = clone(before)
+	for name := range dirty {
+		old := before[name]
+		pod := n.view.Pods.Get(name)
 		if pod == nil {
 			delete(n.pods, name)
 			touched[name] = true
+			problems = problems || old != nil && len(old.problems) > 0
 			continue
 		}
-		part := n.podPart(pod, before[name])
-		if n.pods[name] = part; part.differs(before[name]) {
+		part := n.podPart(pod, old, prev.inbounds)
+		n.pods[name] = part
+		if part.differs(old) {
 			touched[name] = true
 		}
+		problems = problems || len(part.problems) > 0 || old != nil && len(old.problems) > 0
 	}
-	return touched
+	if problems {
+		n.podProblems = nil
+		for _, p := range n.pods {
+			n.podProblems = append(n.podProblems, p.problems...)
+		}
+		n.podProblems = sorted(n.podProblems)
+	}
+	return dirty, touched
+}
+
+// dirtyPods names the pods to look at, also those that are gone, and prepares what the look needs.
+func (n *namespace) dirtyPods(prev *namespace, moved map[string]bool) map[string]bool {
+	if n.allPodsDirty(prev) {
+		n.selected, n.inbounds = nil, map[string]*mesh.Inbound{}
+		dirty := n.all().pods
+		for _, p := range n.view.Pods.All() {
+			dirty[p.Name] = true
+		}
+		return dirty
+	}
+	dirty := map[string]bool{}
+	for was, is := range index.Changes(prev.view.Pods, n.view.Pods) {
+		if is == nil {
+			is = was
+		}
+		dirty[is.Name] = true
+	}
+	if len(moved) > 0 {
+		for _, p := range n.view.Pods.All() {
+			if moved[p.Node] {
+				dirty[p.Name] = true
+			}
+		}
+	}
+	if len(dirty) > 0 {
+		n.inbounds = clone(n.inbounds)
+	}
+	return dirty
+}
+
+// clone copies a map; the copy of nil can be written to.
+func clone[K comparable, V any](m map[K]V) map[K]V {
+	if m == nil {
+		return map[K]V{}
+	}
+	return maps.Clone(m)
 }
 
 // allPodsDirty reports whether what leads to pods, or decides about them, has changed.
@@ -198,19 +218,16 @@ func (n *namespace) allPodsDirty(prev *namespace) bool {
 	return false
 }
 
-func (n *namespace) podPart(pod *index.Pod, prev *podPart) *podPart {
+// podPart translates one pod; prev is its part before, nil for none, and known are the inbounds before.
+func (n *namespace) podPart(pod *index.Pod, prev *podPart, known map[string]*mesh.Inbound) *podPart {
 	part := &podPart{
 		source:   pod,
 		identity: "spiffe://" + n.globals.mesh.settings.TrustDomain + "/ns/" + pod.Namespace + "/sa/" + pod.ServiceAccount,
 		sidecar:  pod.Labels[label.SecurityTlsMode.Name] == "istio",
 	}
 	in, problems := n.inbound(pod)
-	part.problems, part.key = problems, inboundKey(in)
-	if known, ok := n.inbounds[part.key]; ok {
-		in = known
-	} else {
-		n.inbounds[part.key] = in
-	}
+	part.problems = problems
+	in = n.intern(in, known)
 	part.workload = &mesh.Workload{
 		Key:            mesh.WorkloadKey{Namespace: pod.Namespace, Name: pod.Name},
 		ServiceAccount: pod.ServiceAccount,
@@ -222,6 +239,19 @@ func (n *namespace) podPart(pod *index.Pod, prev *podPart) *podPart {
 		part.workload = prev.workload
 	}
 	return part
+}
+
+// intern gives the one pointer for inbounds of this content.
+func (n *namespace) intern(in *mesh.Inbound, known map[string]*mesh.Inbound) *mesh.Inbound {
+	key := inboundKey(in)
+	if one, ok := n.inbounds[key]; ok {
+		return one
+	}
+	if one, ok := known[key]; ok {
+		in = one
+	}
+	n.inbounds[key] = in
+	return in
 }
 
 // differs reports whether endpoints would show the pod otherwise than before.
@@ -245,17 +275,39 @@ func (n *namespace) podLocality(pod *index.Pod) mesh.Locality {
 	return mesh.Locality{Region: parts[0], Zone: parts[1], Subzone: parts[2]}
 }
 
-// translateServices makes the parts of the services that have changed, whose slices have, or that lead to a pod or node that
-// has.
-func (n *namespace) translateServices(prev *namespace, moved, touched map[string]bool) {
+// translateServices makes the parts of services anew that have changed, whose slices have, or that lead to a pod or node
+// that has, and names them.
+func (n *namespace) translateServices(prev *namespace, moved, touched map[string]bool) map[string]bool {
+	dirty := n.dirtyServices(prev, moved, touched)
+	if len(dirty) == 0 {
+		return dirty
+	}
+	before, problems := n.services, false
+	n.services = clone(before)
+	for name := range dirty {
+		old := before[name]
+		problems = problems || old != nil && len(old.problems) > 0
+		if svc := n.view.Services.Get(name); svc != nil {
+			n.services[name] = n.servicePart(svc, old)
+			problems = problems || len(n.services[name].problems) > 0
+		} else {
+			delete(n.services, name)
+		}
+	}
+	if problems {
+		n.serviceProblems = nil
+		for _, s := range n.services {
+			n.serviceProblems = append(n.serviceProblems, s.problems...)
+		}
+		n.serviceProblems = sorted(n.serviceProblems)
+	}
+	return dirty
+}
+
+func (n *namespace) dirtyServices(prev *namespace, moved, touched map[string]bool) map[string]bool {
 	dirty := map[string]bool{}
 	if prev.source == nil {
-		for _, s := range n.view.Services.All() {
-			dirty[s.Name] = true
-		}
-		for name := range n.services {
-			dirty[name] = true
-		}
+		dirty = n.all().services
 	}
 	for was, is := range index.Changes(prev.view.Services, n.view.Services) {
 		if is == nil {
@@ -269,47 +321,15 @@ func (n *namespace) translateServices(prev *namespace, moved, touched map[string
 		}
 		dirty[is.Service] = true
 	}
-	if len(moved)+len(touched) > 0 {
-		for _, slice := range n.view.Slices.All() {
-			if !dirty[slice.Service] && slices.ContainsFunc(slice.Endpoints, func(e index.Endpoint) bool {
-				return touched[e.Pod] || e.Pod == "" && moved[e.Node]
-			}) {
-				dirty[slice.Service] = true
-			}
+	if len(moved)+len(touched) == 0 {
+		return dirty
+	}
+	for _, slice := range n.view.Slices.All() {
+		if !dirty[slice.Service] && slices.ContainsFunc(slice.Endpoints, func(e index.Endpoint) bool {
+			return touched[e.Pod] || e.Pod == "" && moved[e.Node]
+		}) {
+			dirty[slice.Service] = true
 		}
 	}
-	if len(dirty) == 0 {
-		return
-	}
-	before := n.services
-	n.services = maps.Clone(before)
-	if n.services == nil {
-		n.services = make(map[string]*servicePart, len(dirty))
-	}
-	for name := range dirty {
-		if svc := n.view.Services.Get(name); svc != nil {
-			n.services[name] = n.servicePart(svc, before[name])
-		} else {
-			delete(n.services, name)
-		}
-	}
-}
-
-// collectProblems gathers what is wrong with the parts; many pods have the same problem.
-func (n *namespace) collectProblems(prev *namespace) {
-	n.serviceProblems, n.podProblems = prev.serviceProblems, prev.podProblems
-	if !sameMap(n.services, prev.services) {
-		n.serviceProblems = nil
-		for _, s := range n.services {
-			n.serviceProblems = append(n.serviceProblems, s.problems...)
-		}
-		n.serviceProblems = sorted(n.serviceProblems)
-	}
-	if !sameMap(n.pods, prev.pods) {
-		n.podProblems = nil
-		for _, p := range n.pods {
-			n.podProblems = append(n.podProblems, p.problems...)
-		}
-		n.podProblems = sorted(n.podProblems)
-	}
+	return dirty
 }

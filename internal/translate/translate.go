@@ -47,8 +47,8 @@ func Model(prev *mesh.Model, snap *index.Snapshot) (*mesh.Model, []diag.Problem)
 	} else if was = kept.latest.Load(); was.snapshot == snap {
 		return prev, slices.Clone(was.problems)
 	}
-	is := translate(was, snap)
-	next := is.assemble(was, prev)
+	is, changed := translate(was, snap)
+	next := is.assemble(was, prev, changed)
 	if kept != nil && next.Settings == prev.Settings && next.Outbound == prev.Outbound && sameMap(next.Endpoints, prev.Endpoints) &&
 		sameMap(next.Workloads, prev.Workloads) {
 		kept.latest.Store(is)
@@ -60,20 +60,30 @@ func Model(prev *mesh.Model, snap *index.Snapshot) (*mesh.Model, []diag.Problem)
 	return next, slices.Clone(is.problems)
 }
 
-func translate(was *memo, snap *index.Snapshot) *memo {
-	is := &memo{snapshot: snap, mesh: translateMeshConfig(was.mesh, snap), namespaces: make(map[string]*namespace, snap.Namespaces.Len())}
+// translate makes the parts, and says by namespace which of them are not those of was.
+func translate(was *memo, snap *index.Snapshot) (is *memo, changed map[string]changes) {
+	is = &memo{snapshot: snap, mesh: translateMeshConfig(was.mesh, snap), namespaces: make(map[string]*namespace, snap.Namespaces.Len())}
 	g := globals{mesh: is.mesh}
 	if root := snap.Namespaces.Get(is.mesh.settings.RootNamespace); root != nil {
 		g.meshPolicy = wide(g.seen(root))
 	}
+	changed = map[string]changes{}
 	problems := slices.Concat(snap.Problems, is.mesh.problems)
 	for _, ns := range snap.Namespaces.All() {
-		n := translateNamespace(was.namespaces[ns.Name], ns, g, snap.Nodes)
-		is.namespaces[ns.Name] = n
+		before := was.namespaces[ns.Name]
+		n, what := translateNamespace(before, ns, g, snap.Nodes)
+		if is.namespaces[ns.Name] = n; n != before {
+			changed[ns.Name] = what
+		}
 		problems = append(append(append(problems, n.auth.problems...), n.serviceProblems...), n.podProblems...)
 	}
+	for name, before := range was.namespaces {
+		if is.namespaces[name] == nil {
+			changed[name] = before.all()
+		}
+	}
 	is.problems = sorted(problems)
-	return is
+	return is, changed
 }
 
 // sorted orders problems by their object and leaves each in once. It works in place.
@@ -88,18 +98,29 @@ func compareProblems(a, b diag.Problem) int {
 }
 
 // assemble makes the model out of the parts, and keeps of prev, which was made out of was, what they did not change.
-func (is *memo) assemble(was *memo, prev *mesh.Model) *mesh.Model {
-	endpoints := endpointPatch{base: prev.Endpoints}
-	workloads := workloadPatch{base: prev.Workloads}
+func (is *memo) assemble(was *memo, prev *mesh.Model, changed map[string]changes) *mesh.Model {
+	endpoints := patch[mesh.EndpointKey, *mesh.EndpointSet]{base: prev.Endpoints}
+	workloads := patch[mesh.WorkloadKey, *mesh.Workload]{base: prev.Workloads}
 	outbound := prev.Outbound == nil
-	for name, before := range was.namespaces {
-		if after := is.namespaces[name]; after != before {
-			outbound = before.retract(after, &endpoints, &workloads) || outbound
+	none := &namespace{}
+	for name, what := range changed {
+		before, after := cmp.Or(was.namespaces[name], none), cmp.Or(is.namespaces[name], none)
+		for service := range what.services {
+			old, part := cmp.Or(before.services[service], noService), cmp.Or(after.services[service], noService)
+			outbound = outbound || old.service != part.service
+			for _, set := range old.sets {
+				endpoints.remove(set.Key)
+			}
+			for _, set := range part.sets {
+				endpoints.set(set.Key, set)
+			}
 		}
-	}
-	for name, after := range is.namespaces {
-		if before := was.namespaces[name]; after != before {
-			outbound = after.publish(before, &endpoints, &workloads) || outbound
+		for pod := range what.pods {
+			if part := after.pods[pod]; part != nil {
+				workloads.set(part.workload.Key, part.workload)
+			} else {
+				workloads.remove(mesh.WorkloadKey{Namespace: name, Name: pod})
+			}
 		}
 	}
 	next := &mesh.Model{
@@ -112,52 +133,8 @@ func (is *memo) assemble(was *memo, prev *mesh.Model) *mesh.Model {
 	return next
 }
 
-// retract takes out what may not be there any more after n was followed by after, and reports whether a service went or
-// changed.
-func (n *namespace) retract(after *namespace, endpoints *endpointPatch, workloads *workloadPatch) (outbound bool) {
-	if !sameMap(n.services, after.servicesOrNone()) {
-		for name, part := range n.services {
-			next := after.servicesOrNone()[name]
-			if next == part {
-				continue
-			}
-			outbound = outbound || next == nil || next.service != part.service
-			for _, set := range part.sets {
-				endpoints.remove(set.Key)
-			}
-		}
-	}
-	if !sameMap(n.pods, after.podsOrNone()) {
-		for name, part := range n.pods {
-			if after.podsOrNone()[name] == nil {
-				workloads.remove(part.workload.Key)
-			}
-		}
-	}
-	return outbound
-}
-
-// publish puts in what n has and before had not, and reports whether a service came.
-func (n *namespace) publish(before *namespace, endpoints *endpointPatch, workloads *workloadPatch) (outbound bool) {
-	if !sameMap(n.services, before.servicesOrNone()) {
-		for name, part := range n.services {
-			old := before.servicesOrNone()[name]
-			if old == part {
-				continue
-			}
-			outbound = outbound || old == nil
-			for _, set := range part.sets {
-				endpoints.set(set.Key, set)
-			}
-		}
-	}
-	if !sameMap(n.pods, before.podsOrNone()) {
-		for _, part := range n.pods {
-			workloads.set(part.workload.Key, part.workload)
-		}
-	}
-	return outbound
-}
+// noService is what stands for a service that is not there.
+var noService = &servicePart{}
 
 func (is *memo) outbound() *mesh.Outbound {
 	out := &mesh.Outbound{}
@@ -170,11 +147,6 @@ func (is *memo) outbound() *mesh.Outbound {
 	return out
 }
 
-type (
-	endpointPatch = patch[mesh.EndpointKey, *mesh.EndpointSet]
-	workloadPatch = patch[mesh.WorkloadKey, *mesh.Workload]
-)
-
 // patch is a map with changes, which copies the map it began with once there is a change.
 type patch[K comparable, V comparable] struct {
 	base    map[K]V
@@ -183,6 +155,9 @@ type patch[K comparable, V comparable] struct {
 }
 
 func (p *patch[K, V]) remove(k K) {
+	if _, ok := p.base[k]; !ok {
+		return
+	}
 	if p.removed == nil {
 		p.removed = map[K]bool{}
 	}
