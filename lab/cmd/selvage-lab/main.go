@@ -29,6 +29,8 @@ import (
 var version = "dev"
 
 func main() {
+	// The first thread is the one that /proc/PID shows: no goroutine that changes its namespaces may ever run on it.
+	runtime.LockOSThread()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{
@@ -167,13 +169,12 @@ func enter() *cobra.Command {
 	return c
 }
 
-// execIn replaces this process by a program in the network namespace.
+// execIn replaces this process by a program in the network namespace. It runs on the first thread, as all commands do.
 func execIn(namespace string, args []string) error {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
 		return err
 	}
-	runtime.LockOSThread()
 	if namespace != "" {
 		if err := netns.Enter(namespace); err != nil {
 			return err

@@ -323,9 +323,9 @@ func machine(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
 	for _, f := range []string{
-		"/proc/net/route", "/proc/net/fib_trie", "/proc/net/ipv6_route", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/route_localnet",
+		"/proc/thread-self/net/route", "/proc/thread-self/net/fib_trie", "/proc/thread-self/net/ipv6_route", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/route_localnet",
 		"/proc/sys/vm/overcommit_memory", "/proc/sys/vm/panic_on_oom", "/proc/sys/kernel/panic", "/proc/sys/kernel/panic_on_oops",
-		"/proc/sys/kernel/keys/root_maxkeys", "/proc/net/ip_tables_names",
+		"/proc/sys/kernel/keys/root_maxkeys", "/proc/thread-self/net/ip_tables_names",
 	} {
 		content, err := os.ReadFile(f)
 		if err != nil {
