@@ -31,7 +31,8 @@ type cluster struct {
 	dead      bool // nothing listens where the Service leads
 	nowhere   bool // the Service leads nowhere
 
-	leadsTo netip.AddrPort
+	leadsTo     netip.AddrPort
+	annotations map[string]string // of the Service
 
 	sawToken    string // the header of the debug page's request
 	sawAudience []string
@@ -55,6 +56,7 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		list := corev1.ServiceList{TypeMeta: metav1.TypeMeta{Kind: "ServiceList", APIVersion: "v1"}}
 		if selects && !c.noService {
 			list.Items = []corev1.Service{{ObjectMeta: metav1.ObjectMeta{Name: "istiod", Labels: map[string]string{"istio.io/rev": "default"}}}}
+			list.Items[0].Annotations = c.annotations
 		}
 		c.answer(w, 200, list)
 	case "/apis/apps/v1/namespaces/istio-system/deployments":

@@ -72,6 +72,7 @@ func (a *app) installCommand() *cobra.Command {
 	f.StringVar(&flags.meshConfig, "mesh-config", "", "file with a MeshConfig (YAML) that replaces the built-in one")
 	f.StringVar(&flags.endpoint, "endpoint", "", "a control plane outside the cluster: ADDRESS[:xds=PORT,webhook=PORT,http=PORT]")
 	f.StringVar(&o.WebhookURL, "webhook-url", "", "let the API server call the webhook at this address, such as https://127.0.0.1:15017")
+	f.StringVar(&o.StatusAddress, "status-address", "", "HOST:PORT where status finds a control plane outside the cluster (default: where its Service leads)")
 	f.BoolVar(&o.SkipCRDs, "skip-crds", false, "use the custom resource definitions that the cluster has")
 	f.BoolVar(&flags.dryRun, "dry-run", false, "change nothing: show what would change, or with -o yaml or json print the objects")
 	f.BoolVar(&flags.wait, "wait", true, "wait until the control plane is ready and probe it")

@@ -54,6 +54,10 @@ func TestStatusOfAnAddress(t *testing.T) {
 	if got.code != 0 || !strings.Contains(got.stdout, "2 proxies: all synced.") || other.sawToken != "reader-token" {
 		t.Errorf("exit code %d, token %q, stderr %q:\n%s", got.code, other.sawToken, got.stderr, got.stdout)
 	}
+	c.annotations = map[string]string{"selvage/status-address": other.leadsTo.String()}
+	if got := run(t, home, "", "status", "--kubeconfig", kubeconfig); got.code != 0 || !strings.Contains(got.stdout, "2 proxies: all synced.") {
+		t.Errorf("by the Service's annotation: exit code %d, stderr %q:\n%s", got.code, got.stderr, got.stdout)
+	}
 }
 
 func TestStatusEndsWithOneWhenAProxyRejects(t *testing.T) {

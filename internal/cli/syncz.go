@@ -212,7 +212,7 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 		if len(service.Spec.Selector) > 0 {
 			continue
 		}
-		addresses, err := c.leadsTo(ctx, service.Name)
+		addresses, err := c.leadsTo(ctx, &service)
 		if err != nil {
 			return nil, err
 		}
@@ -234,13 +234,16 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 }
 
 // leadsTo gives the addresses, HOST:PORT, of the status port behind a Service without a selector. They are asked directly: the
-// API server's proxy refuses endpoints that are not pods.
-func (c *connection) leadsTo(ctx context.Context, service string) (addresses []string, err error) {
+// API server's proxy refuses endpoints that are not pods. An address that the installation was told of goes first.
+func (c *connection) leadsTo(ctx context.Context, service *corev1.Service) (addresses []string, err error) {
+	if said := service.Annotations[install.StatusAddressAnnotation]; said != "" {
+		return []string{said}, nil
+	}
 	slices, err := c.kubernetes.DiscoveryV1().EndpointSlices(install.Namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: discoveryv1.LabelServiceName + "=" + service + "," + install.OwnerLabel + "=" + install.Owner,
+		LabelSelector: discoveryv1.LabelServiceName + "=" + service.Name + "," + install.OwnerLabel + "=" + install.Owner,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list endpointslices of Service %s: %w", service, err)
+		return nil, fmt.Errorf("list endpointslices of Service %s: %w", service.Name, err)
 	}
 	for _, slice := range slices.Items {
 		for _, port := range slice.Ports {

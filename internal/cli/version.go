@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"istio.io/api/label"
@@ -96,7 +97,7 @@ func (a *app) controlPlanes(ctx context.Context) ([]controlPlaneVersion, error) 
 			list = append(list, fromDeployment(revision, &deployments.Items[n]))
 			continue
 		}
-		list = append(list, fromOutside(ctx, c, revision, s.Name))
+		list = append(list, fromOutside(ctx, c, revision, &s))
 	}
 	return list, nil
 }
@@ -113,7 +114,7 @@ func fromDeployment(revision string, d *appsv1.Deployment) controlPlaneVersion {
 }
 
 // fromOutside asks a control plane that does not run in the cluster.
-func fromOutside(ctx context.Context, c *connection, revision, service string) controlPlaneVersion {
+func fromOutside(ctx context.Context, c *connection, revision string, service *corev1.Service) controlPlaneVersion {
 	v := controlPlaneVersion{Revision: revision, Ready: "outside", Detail: "its Service leads nowhere"}
 	addresses, err := c.leadsTo(ctx, service)
 	if err != nil || len(addresses) == 0 {

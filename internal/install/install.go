@@ -7,6 +7,7 @@ package install
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -36,6 +37,9 @@ const (
 	// DebugPath is what ReaderAccount may GET.
 	DebugPath = "/debug/syncz"
 
+	// StatusAddressAnnotation on the Service carries Options.StatusAddress.
+	StatusAddressAnnotation = "selvage/status-address"
+
 	appLabel = "app"
 	appName  = "istiod"
 )
@@ -63,6 +67,10 @@ type Options struct {
 	Endpoint *Endpoint
 	// WebhookURL, such as https://127.0.0.1:15017, makes the API server call the webhook there instead of by the Service.
 	WebhookURL string
+
+	// StatusAddress, HOST:PORT, is where an operator's machine reaches the status port of a control plane outside the cluster,
+	// when that is not where the cluster reaches it. It is written onto the Service.
+	StatusAddress string
 
 	MeshConfig []byte // YAML of a MeshConfig that replaces the built-in one; nil for that
 	SkipCRDs   bool   // use the custom resource definitions that the cluster has
@@ -132,6 +140,11 @@ func (o Options) Validate() error {
 	}
 	if o.ClusterID == "" {
 		return fmt.Errorf("the cluster's id may not be empty")
+	}
+	if o.StatusAddress != "" {
+		if _, _, err := net.SplitHostPort(o.StatusAddress); err != nil || o.inCluster() {
+			return fmt.Errorf("status address %q: it is HOST:PORT, of a control plane outside the cluster (--endpoint or --webhook-url)", o.StatusAddress)
+		}
 	}
 	if o.WebhookURL == "" {
 		return nil

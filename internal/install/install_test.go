@@ -146,15 +146,16 @@ func number(n int32) string { out, _ := json.Marshal(n); return string(out) }
 
 func TestOptionsThatCannotWork(t *testing.T) {
 	for name, change := range map[string]func(*install.Options){
-		"revision \"Canary\"":  func(o *install.Options) { o.Revision = "Canary" },
-		"revision \"a.b\"":     func(o *install.Options) { o.Revision = "a.b" },
-		"revision \"1":         func(o *install.Options) { o.Revision = strings.Repeat("1", 60) },
-		"image":                func(o *install.Options) { o.Image = "bad image" },
-		"replicas is 0":        func(o *install.Options) { o.Replicas = 0 },
-		"webhook URL \"http:":  func(o *install.Options) { o.WebhookURL = "http://127.0.0.1:1" },
-		"webhook URL \"https:": func(o *install.Options) { o.WebhookURL = "https://127.0.0.1:1/inject" },
-		"cluster's id":         func(o *install.Options) { o.ClusterID = "" },
-		"mesh configuration":   func(o *install.Options) { o.MeshConfig = []byte("a: [") },
+		"revision \"Canary\"":            func(o *install.Options) { o.Revision = "Canary" },
+		"revision \"a.b\"":               func(o *install.Options) { o.Revision = "a.b" },
+		"revision \"1":                   func(o *install.Options) { o.Revision = strings.Repeat("1", 60) },
+		"image":                          func(o *install.Options) { o.Image = "bad image" },
+		"replicas is 0":                  func(o *install.Options) { o.Replicas = 0 },
+		"webhook URL \"http:":            func(o *install.Options) { o.WebhookURL = "http://127.0.0.1:1" },
+		"webhook URL \"https:":           func(o *install.Options) { o.WebhookURL = "https://127.0.0.1:1/inject" },
+		"status address \"127.0.0.1:1\"": func(o *install.Options) { o.StatusAddress = "127.0.0.1:1" },
+		"cluster's id":                   func(o *install.Options) { o.ClusterID = "" },
+		"mesh configuration":             func(o *install.Options) { o.MeshConfig = []byte("a: [") },
 	} {
 		o := install.Default("1.0.0")
 		change(&o)
@@ -236,7 +237,11 @@ func TestAControlPlaneOutsideTheCluster(t *testing.T) {
 	if o.Endpoint, err = install.ParseEndpoint("192.0.2.7:xds=31012,webhook=31017"); err != nil {
 		t.Fatal(err)
 	}
+	o.StatusAddress = "127.0.0.1:31014"
 	objects := render(t, o)
+	if at := field(t, objects, "Service", "istiod", "metadata", "annotations"); at != `{"selvage/status-address":"127.0.0.1:31014"}` {
+		t.Errorf("the Service's annotations are %s", at)
+	}
 	for _, u := range objects {
 		if u.GetKind() == "Deployment" || u.GetKind() == "PodDisruptionBudget" {
 			t.Errorf("there is a %s", u.GetKind())

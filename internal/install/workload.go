@@ -36,6 +36,9 @@ func (o Options) service() *corev1.Service {
 	if o.inCluster() {
 		s.Spec.Selector = o.selector()
 	}
+	if o.StatusAddress != "" {
+		s.Annotations = map[string]string{StatusAddressAnnotation: o.StatusAddress}
+	}
 	return s
 }
 
