@@ -73,7 +73,9 @@ func TestLeaseHasOneHolderAtATime(t *testing.T) {
 			t.Errorf("a leader that was told to stop ended with %v", err)
 		}
 		second.cancel()
-		<-second.ended
+		if err := <-second.ended; err != nil {
+			t.Errorf("the second ended with %v", err)
+		}
 		lease, err := client.CoordinationV1().Leases("istio-system").Get(t.Context(), "work", metav1.GetOptions{})
 		if err != nil || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != "" {
 			t.Errorf("the lease was not given up: %+v %v", lease.Spec, err)
@@ -101,7 +103,9 @@ func TestLostLeaseEndsTheWorkAndIsStoodForAgain(t *testing.T) {
 			t.Errorf("led %d times, want once before and once after", len(c.leading))
 		}
 		c.cancel()
-		<-c.ended
+		if err := <-c.ended; err != nil {
+			t.Errorf("ended with %v", err)
+		}
 	})
 }
 

@@ -36,6 +36,7 @@ func (d decision) inherit(mode securityapi.PeerAuthentication_MutualTLS_Mode, by
 		return decision{mesh.Permissive, by}
 	case securityapi.PeerAuthentication_MutualTLS_DISABLE:
 		return decision{mesh.Disabled, by}
+	case securityapi.PeerAuthentication_MutualTLS_UNSET:
 	}
 	return d
 }
