@@ -67,7 +67,9 @@ func New(c Config) (*Agent, error) {
 	}
 	a.sds = sds.New(sds.Config{Current: a.identity.Current, Log: c.Log})
 	a.relay = relay.New(relay.Config{Target: target, Wait: a.identity.Tried(), WaitAtMost: certificateWait, Log: c.Log})
-	a.proxy, err = process.New(process.Config{Path: c.Envoy.Path, Args: c.envoyArgs(), Stdout: c.Stdout, Stderr: c.Stderr, Log: c.Log})
+	a.proxy, err = process.New(process.Config{
+		Path: c.Envoy.Path, Args: c.envoyArgs(), Stdout: c.Stdout, Stderr: c.Stderr, Log: c.Log, MaxCrashes: c.Envoy.MaxCrashes,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -204,8 +206,8 @@ func (l *listeners) close() {
 	}
 }
 
-func (a *Agent) listen(ctx context.Context) (l *listeners, err error) {
-	l = &listeners{}
+func (a *Agent) listen(ctx context.Context) (_ *listeners, err error) {
+	l := &listeners{}
 	defer func() {
 		if err != nil {
 			l.close()

@@ -66,6 +66,7 @@ type Envoy struct {
 	LogLevel          string // "warning"
 	ComponentLogLevel string // "misc:error,http:debug"
 	Concurrency       *int   // worker threads; nil is by ProxyConfig or the CPU limit, 0 is one for each CPU
+	MaxCrashes        int    // in a row, before the agent gives up; 0 is 10
 }
 
 // Drain says how the proxy is taken out of service.

@@ -190,6 +190,7 @@ func (c Config) writeBootstrap() error {
 		AdminPort:      uint32(c.Ports.Admin),
 		PrometheusPort: uint32(c.Ports.EnvoyPrometheus),
 		IPv6:           ipv6,
+		Stats:          c.stats(),
 	})
 	if err != nil {
 		return fmt.Errorf("write bootstrap: %w", err)
@@ -210,4 +211,12 @@ func (c Config) writeBootstrap() error {
 		return fmt.Errorf("write bootstrap: %w", err)
 	}
 	return nil
+}
+
+// stats keeps the inbound listener's counters where it is not at its usual port: draining goes by them.
+func (c Config) stats() (s envoy.StatsConfig) {
+	if c.Ports.Inbound != envoy.InboundPort {
+		s.Regexps = []string{fmt.Sprintf(`listener\.[0-9._\[\]]+_%d\..*`, c.Ports.Inbound)}
+	}
+	return s
 }

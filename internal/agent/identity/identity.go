@@ -266,7 +266,9 @@ func (s *Source) readRoots() {
 	next := *m
 	next.RootsPEM = data
 	s.publish(&next)
-	s.config.Log.Info("the mesh's roots have changed", "file", s.config.RootFile)
+	if len(m.RootsPEM) > 0 {
+		s.config.Log.Info("the mesh's roots have changed", "file", s.config.RootFile)
+	}
 	if next.Leaf != nil && !next.trusted() {
 		select {
 		case s.renew <- struct{}{}:
