@@ -81,7 +81,7 @@ func startSidecar(t testing.TB, n *netns, ca *authority, id string) *sidecar {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(testneed.Envoy(t), "-c", filepath.Join(dir, "envoy.json"), "--use-dynamic-base-id", "--concurrency", "2", "-l", "warning",
-		"--drain-time-s", "2", "--file-flush-interval-msec", "20")
+		"--drain-strategy", "immediate", "--drain-time-s", "10", "--file-flush-interval-msec", "20")
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1337, Gid: 1337}}
 	n.inside(func() { err = cmd.Start() })

@@ -88,8 +88,10 @@ func large(n int) world {
 	for i := range n {
 		namespace, name := fmt.Sprintf("ns-%d", i/20), fmt.Sprintf("s-%d", i)
 		id := identity(namespace, name)
-		address := netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String()
+		address := address4(10, 96, byte(i>>8), byte(i)).String()
 		w.services = append(w.services, service(name, namespace, address, port(80, mesh.HTTP, id), port(3306, mesh.TCP, id), port(9090, mesh.HTTP2, id)))
 	}
 	return w
 }
+
+func address4(a, b, c, d byte) netip.Addr { return netip.AddrFrom4([4]byte{a, b, c, d}) }

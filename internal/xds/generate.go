@@ -139,9 +139,15 @@ func version(body []byte) string {
 
 func byName(a, b Resource) int { return strings.Compare(a.Name, b.Name) }
 
-// merge joins two lists that are sorted by name.
+// merge joins two lists that are sorted by name and have no name in common.
 func merge(a, b []Resource) []Resource {
-	all := append(slices.Clip(slices.Clone(a)), b...)
-	slices.SortFunc(all, byName)
-	return all
+	all := make([]Resource, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		if byName(a[0], b[0]) < 0 {
+			all, a = append(all, a[0]), a[1:]
+		} else {
+			all, b = append(all, b[0]), b[1:]
+		}
+	}
+	return append(append(all, a...), b...)
 }

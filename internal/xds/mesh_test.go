@@ -60,14 +60,18 @@ func newTown(t testing.TB) *town {
 	return w
 }
 
-// serveApps starts what runs in the server's pod: HTTP on 8080, 7070 (which no service names) and TCP on 3306 and 5432 where
-// the server speaks first.
+// serveApps starts what runs in the server's pod: HTTP on 8080 and on 7070, which no service names, HTTPS on 8443, and TCP on
+// 3306, 3307 and 5432 where the server speaks first.
 func (w *town) serveApps() {
 	w.t.Helper()
 	var both http.Protocols
 	both.SetHTTP1(true)
 	both.SetUnencryptedHTTP2(true)
 	echo := &http.Server{Protocols: &both, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			upgrade(rw, r)
+			return
+		}
 		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 		_ = json.NewEncoder(rw).Encode(reply{Proto: r.Proto, Host: r.Host, Path: r.URL.Path, Local: local.String(), Remote: r.RemoteAddr, Header: r.Header})
 	})}
@@ -75,6 +79,13 @@ func (w *town) serveApps() {
 		l := w.serverNet.listen(address)
 		go func() { _ = echo.Serve(l) }()
 	}
+	certificate, key := newAuthority(w.t).sign(w.t, "https://the.application")
+	pair, err := tls.X509KeyPair(certificate, key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	secure := tls.NewListener(w.serverNet.listen("0.0.0.0:8443"), &tls.Config{Certificates: []tls.Certificate{pair}})
+	go func() { _ = echo.Serve(secure) }()
 	for _, address := range []string{"0.0.0.0:3306", "0.0.0.0:5432", "0.0.0.0:3307"} {
 		l := w.serverNet.listen(address)
 		go func() {
@@ -204,6 +215,7 @@ func (w *town) model() *mesh.Model {
 				{Number: 3307, Protocol: mesh.TCP, MTLS: mesh.Disabled},
 				{Number: 5432, Protocol: mesh.TCP, MTLS: mode},
 				{Number: 8080, Protocol: mesh.HTTP, MTLS: mode},
+				{Number: 8443, Protocol: mesh.TCP, MTLS: mode},
 			}}},
 		},
 		Endpoints: map[mesh.EndpointKey]*mesh.EndpointSet{},
@@ -256,12 +268,12 @@ func TestMesh(t *testing.T) {
 	t.Run("HTTP goes from sidecar to sidecar over mutual TLS", w.testHTTP)
 	t.Run("HTTP/2 reaches the application as HTTP/2", w.testHTTP2)
 	t.Run("a service is known by all its names", w.testNames)
+	t.Run("a WebSocket goes through", w.testWebSocket)
 	t.Run("a server that speaks first is heard at once", w.testTCP)
 	t.Run("a name of one pod reaches that pod", w.testPodNames)
 	t.Run("a server with a wrong identity is not talked to", w.testWrongIdentity)
 	t.Run("PERMISSIVE takes plain text, and believes nothing that it says", w.testPermissive)
 	t.Run("STRICT refuses plain text", w.testStrict)
-	t.Run("DISABLE takes plain text without waiting for it", w.testDisabled)
 	t.Run("the capture ports lead nowhere when called themselves", w.testDirectDial)
 	t.Run("REGISTRY_ONLY refuses what is no service", w.testRegistryOnly)
 	t.Run("a draining endpoint serves only when no other is left", w.testDraining)
@@ -312,6 +324,44 @@ func (w *town) testHTTP(t *testing.T) {
 	}
 }
 
+func (w *town) testWebSocket(t *testing.T) {
+	c, err := w.clientNet.dial(t.Context(), "tcp", "10.96.0.10:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "GET /chat HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(c)
+	response, err := http.ReadResponse(r, nil)
+	if err != nil || response.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("the answer is %v, %v", response, err)
+	}
+	if _, err := io.WriteString(c, "hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := r.ReadString('\n'); err != nil || line != "hello\n" {
+		t.Errorf("the echo is %q, %v", line, err)
+	}
+}
+
+// upgrade echoes lines on what was an HTTP connection.
+func upgrade(rw http.ResponseWriter, r *http.Request) {
+	rw.Header().Set("Connection", "Upgrade")
+	rw.Header().Set("Upgrade", r.Header.Get("Upgrade"))
+	rw.WriteHeader(http.StatusSwitchingProtocols)
+	c, buffered, err := http.NewResponseController(rw).Hijack()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_, _ = io.Copy(c, buffered)
+}
+
 func prometheus(t *testing.T, n *netns) string {
 	t.Helper()
 	c := &http.Client{Transport: &http.Transport{DialContext: n.dial, DisableKeepAlives: true}}
@@ -356,12 +406,8 @@ func (w *town) testNames(t *testing.T) {
 
 func (w *town) testTCP(t *testing.T) {
 	for _, address := range []string{"10.96.0.11:3306", "10.77.0.3:5432", "10.77.0.4:5432"} {
-		started := time.Now()
 		if got, err := hear(w.clientNet, address); err != nil || got != greeting+"ping" {
 			t.Errorf("%s says %q, %v", address, got, err)
-		}
-		if took := time.Since(started); took > 4*time.Second { // far from the 5 s of a time-out
-			t.Errorf("%s answers after %v", address, took)
 		}
 	}
 	eventually(t, "mutual TLS in the server's log", func() error {
@@ -398,6 +444,9 @@ func (w *town) testPodNames(t *testing.T) {
 				t.Errorf("%s: the application sees %v", host, r.Header)
 			}
 		}
+	}
+	if r := w.get("http://10.77.0.9:8080/", "pods-9.pods:8080"); r.status != http.StatusServiceUnavailable {
+		t.Errorf("the name of a pod that is no endpoint: status %d, %v, answered by %q; want 503", r.status, r.error, r.Local)
 	}
 	seen := map[string]bool{}
 	for range 40 {
@@ -450,8 +499,32 @@ func (w *town) testPermissive(t *testing.T) {
 	if err := get(stranger, "http://10.77.0.3:7070/", nil).err(); err != nil {
 		t.Errorf("a port of no service: %v", err)
 	}
-	if got, err := hear(w.strangerNet, "10.77.0.3:3306"); err != nil || got != greeting+"ping" {
-		t.Errorf("a client without a sidecar hears %q from a server that speaks first: %v", got, err)
+	if err := get(stranger, "https://10.77.0.3:8443/", nil).err(); err != nil {
+		t.Errorf("TLS of the application's own: %v", err)
+	}
+	w.testServerFirst(t)
+}
+
+// testServerFirst has a client without a sidecar wait for what servers say first. On a PERMISSIVE port that takes until the
+// sidecar stops waiting for a ClientHello, on a port with DISABLE it does not.
+func (w *town) testServerFirst(t *testing.T) {
+	type heard struct {
+		words string
+		err   error
+	}
+	permissive := make(chan heard, 1)
+	go func() {
+		words, err := hear(w.strangerNet, "10.77.0.3:3306")
+		permissive <- heard{words, err}
+	}()
+	if words, err := hear(w.strangerNet, "10.77.0.3:3307"); err != nil || words != greeting+"ping" {
+		t.Errorf("DISABLE: the client hears %q, %v", words, err)
+	}
+	if len(permissive) > 0 {
+		t.Error("a PERMISSIVE port answers before one with DISABLE: is that waited for?")
+	}
+	if got := <-permissive; got.err != nil || got.words != greeting+"ping" {
+		t.Errorf("PERMISSIVE: the client hears %q, %v", got.words, got.err)
 	}
 }
 
@@ -485,17 +558,6 @@ func (w *town) testStrict(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-func (w *town) testDisabled(t *testing.T) {
-	started := time.Now()
-	got, err := hear(w.strangerNet, "10.77.0.3:3307")
-	if err != nil || got != greeting+"ping" {
-		t.Errorf("it says %q, %v", got, err)
-	}
-	if took := time.Since(started); took > 4*time.Second {
-		t.Errorf("it takes %v", took)
-	}
 }
 
 func (w *town) testDirectDial(t *testing.T) {

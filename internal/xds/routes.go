@@ -169,7 +169,7 @@ func (p *httpPort) virtualHosts(b build, namespace string) []*routev3.VirtualHos
 			for _, n := range b.names(svc, namespace) {
 				pods = append(pods, "*."+n)
 			}
-			hosts = append(hosts, envoy.PodHost(envoy.ServiceHost("*."+name, free(pods), cluster)))
+			hosts = append(hosts, envoy.PodHost("*."+name, free(pods), cluster))
 		}
 	}
 	return hosts

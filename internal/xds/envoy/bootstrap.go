@@ -3,6 +3,7 @@ package envoy
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -43,7 +44,7 @@ type BootstrapConfig struct {
 	// IPv6 says that the pod has an IPv6 address: what listens on every address then does so on those too.
 	IPv6 bool
 
-	// MaxConnections bounds the connections that clients may hold open, over all listeners; 0 is no bound.
+	// MaxConnections bounds the connections that clients may hold open, over all listeners; 0 is no bound but the memory.
 	MaxConnections int64
 	Stats          StatsConfig
 }
@@ -84,14 +85,14 @@ func Bootstrap(c BootstrapConfig) (*bootstrapv3.Bootstrap, error) {
 			},
 			Listeners: []*listenerv3.Listener{prometheusListener(c.PrometheusPort, c.IPv6)},
 		},
-		StatsConfig: c.Stats.config(),
+		OverloadManager: connectionLimit(c.MaxConnections),
+		StatsConfig:     c.Stats.config(),
+		// Nothing is pushed to a sink: statistics are put together when someone asks, and an idle pod stays idle.
+		StatsFlush: &bootstrapv3.Bootstrap_StatsFlushOnAdmin{StatsFlushOnAdmin: true},
 		// Most services of a mesh are never called by one pod: their counters, and their share of each worker thread, are
 		// made when the first request comes.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
 		ClusterManager:      &bootstrapv3.ClusterManager{EnableDeferredClusterCreation: true},
-	}
-	if c.MaxConnections > 0 {
-		b.OverloadManager = connectionLimit(c.MaxConnections)
 	}
 	if err := b.ValidateAll(); err != nil {
 		return nil, fmt.Errorf("build bootstrap: %w", err)
@@ -111,6 +112,9 @@ func (c BootstrapConfig) check() error {
 		if len(path) > maxSocketPath {
 			return fmt.Errorf("socket path %s has %d bytes; a Unix socket's path has at most %d", path, len(path), maxSocketPath)
 		}
+	}
+	if c.MaxConnections < 0 {
+		return fmt.Errorf("MaxConnections is %d", c.MaxConnections)
 	}
 	if c.AdminPort > 65535 || c.PrometheusPort > 65535 {
 		return fmt.Errorf("admin port %d, Prometheus port %d: a port is at most 65535", c.AdminPort, c.PrometheusPort)
@@ -200,7 +204,11 @@ func prometheusListener(port uint32, ipv6 bool) *listenerv3.Listener {
 	}
 }
 
+// connectionLimit is set even where it bounds nothing: without one, Envoy warns at every start.
 func connectionLimit(n int64) *overloadv3.OverloadManager {
+	if n == 0 {
+		n = math.MaxInt32
+	}
 	return &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
 		Name: "envoy.resource_monitors.global_downstream_max_connections",
 		ConfigType: &overloadv3.ResourceMonitor_TypedConfig{

@@ -9,6 +9,7 @@ import (
 	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
 	leastrequestv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/least_request/v3"
 	overridehostv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
+	subsetv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/subset/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	"google.golang.org/protobuf/proto"
@@ -35,11 +36,13 @@ func ServiceHost(name string, domains []string, cluster string) *routev3.Virtual
 	}
 }
 
-// PodHost makes a virtual host of a headless service send each request to the pod that the client connected to, which names
-// such as web-0.web.shop mean. Its cluster must have PodRouting, its HTTPManager too.
-func PodHost(host *routev3.VirtualHost) *routev3.VirtualHost {
-	host.TypedPerFilterConfig = podFilters
-	return host
+// PodHost is the virtual host for the pods of a headless service port: each request goes to the pod that the client connected
+// to, which names such as web-0.web.shop mean, or nowhere. Its cluster must have PodRouting, its HTTPManager too.
+func PodHost(name string, domains []string, cluster string) *routev3.VirtualHost {
+	return &routev3.VirtualHost{
+		Name: name, Domains: domains, IncludeRequestAttemptCount: true, TypedPerFilterConfig: podFilters,
+		Routes: []*routev3.Route{toCluster("default", cluster, nil)},
+	}
 }
 
 // podAddress is the dynamic metadata, in the namespace of load balancing, that tells a cluster with PodRouting which endpoint
@@ -69,7 +72,9 @@ var podFilters = map[string]*anypb.Any{
 	}),
 }
 
-// PodRouting makes a cluster take the endpoint that PodHost says, and balance what comes from other hosts.
+// PodRouting makes a cluster take the endpoint that PodHost says, and balance what comes from other hosts. The first policy
+// takes the endpoint with that address. When there is none, the second looks for a subset by the same key, which no endpoint
+// has, so that the request fails: another pod would be a wrong answer. Without the key it uses the third.
 func PodRouting(c *clusterv3.Cluster) {
 	c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN // the default; what holds is the following
 	c.LoadBalancingPolicy = podRouting
@@ -80,7 +85,13 @@ var podRouting = balancing("envoy.load_balancing_policies.override_host", &overr
 		Key:  podNamespace,
 		Path: []*metadatav3.MetadataKey_PathSegment{{Segment: &metadatav3.MetadataKey_PathSegment_Key{Key: podAddress}}},
 	}}},
-	FallbackPolicy: balancing("envoy.load_balancing_policies.least_request", &leastrequestv3.LeastRequest{}),
+	FallbackPolicy: balancing("envoy.load_balancing_policies.subset", &subsetv3.Subset{
+		FallbackPolicy: subsetv3.Subset_ANY_ENDPOINT,
+		SubsetSelectors: []*subsetv3.Subset_LbSubsetSelector{{
+			Keys: []string{podAddress}, FallbackPolicy: subsetv3.Subset_LbSubsetSelector_NO_FALLBACK,
+		}},
+		SubsetLbPolicy: balancing("envoy.load_balancing_policies.least_request", &leastrequestv3.LeastRequest{}),
+	}),
 })
 
 func balancing(name string, config proto.Message) *clusterv3.LoadBalancingPolicy {
