@@ -35,6 +35,7 @@ type outbound struct {
 // serviceResources are what one service makes by itself.
 type serviceResources struct {
 	clusters, listeners []Resource
+	hosts               sync.Map // hostForm → its virtual hosts, marshalled as fields of a route configuration
 }
 
 // reserved are the ports on every address that a listener of the proxy's own has already.

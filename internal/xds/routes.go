@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/ref"
@@ -124,7 +125,7 @@ func (o *outbound) routesOf(namespace string) ([]Resource, error) {
 		r, ok := o.routes[key]
 		if !ok {
 			var err error
-			if r, err = o.key.route(p, namespace); err != nil {
+			if r, err = o.route(p, namespace); err != nil {
 				return nil, err
 			}
 			o.routes[key] = r
@@ -135,44 +136,108 @@ func (o *outbound) routesOf(namespace string) ([]Resource, error) {
 	return routes, nil
 }
 
-func (b build) route(p *httpPort, namespace string) (Resource, error) {
-	name := port(p.number)
-	hosts := append(p.virtualHosts(b, namespace), envoy.UnknownHost(b.settings.BlackHoleUnknown))
-	r, err := b.resource(name, envoy.ServiceRoutes(name, hosts), nil)
-	r.Refs = p.refs // as long as the port has services: shared by all forms
-	return r, err
+// route makes one form of a route configuration. A mesh has many services and many namespaces, and all forms change whenever
+// a service comes or goes, so the virtual hosts, which mostly stay, are not marshalled again: in protobuf's encoding a message
+// is the concatenation of its fields.
+func (o *outbound) route(p *httpPort, namespace string) (Resource, error) {
+	name, b := port(p.number), o.key.build
+	body, err := envoy.Marshal(envoy.ServiceRoutes(name))
+	if err != nil {
+		return Resource{}, fmt.Errorf("marshal route configuration %s: %w", name, err)
+	}
+	hosts, err := o.virtualHosts(p, namespace)
+	if err != nil {
+		return Resource{}, fmt.Errorf("marshal virtual hosts of port %s: %w", name, err)
+	}
+	unknown, err := asFields(envoy.UnknownHost(b.settings.BlackHoleUnknown))
+	if err != nil {
+		return Resource{}, fmt.Errorf("marshal virtual hosts of port %s: %w", name, err)
+	}
+	body = append(body, slices.Concat(append(hosts, unknown)...)...)
+	return Resource{
+		Name: name, Version: version(body), Body: &anypb.Any{TypeUrl: RouteType, Value: body},
+		Refs: p.refs, // as long as the port has services: shared by all forms
+	}, nil
 }
 
-// virtualHosts gives one for each target, with all names by which a proxy in the namespace can call it. Envoy refuses a
-// route configuration in which a name stands twice: a host's own full name goes before another's short one, then the first wins.
-func (p *httpPort) virtualHosts(b build, namespace string) []*routev3.VirtualHost {
+// virtualHosts gives those of each target, as fields of a route configuration, with all names by which a proxy in the
+// namespace can call it. Envoy refuses a route configuration in which a name stands twice: a host's own full name goes before
+// another's short one, then the first wins.
+func (o *outbound) virtualHosts(p *httpPort, namespace string) (fields [][]byte, err error) {
 	taken := make(map[string]bool, 6*len(p.targets))
 	for _, t := range p.targets {
 		taken[string(t.service.Host)] = true
 	}
+	complete := true
 	free := func(names []string) []string {
-		return slices.DeleteFunc(names, func(n string) bool { was := taken[n]; taken[n] = true; return was })
+		return slices.DeleteFunc(names, func(n string) bool {
+			was := taken[n]
+			taken[n] = true
+			complete = complete && !was
+			return was
+		})
 	}
-	hosts := make([]*routev3.VirtualHost, 0, len(p.targets)+1)
 	for _, t := range p.targets {
-		svc := t.service
-		name := fmt.Sprintf("%s:%d", svc.Host, p.number)
-		cluster := ClusterName(mesh.EndpointKey{Host: svc.Host, Port: p.number})
-		domains := append([]string{string(svc.Host)}, free(b.names(svc, namespace))...)
-		for _, a := range t.aliases {
-			domains = append(domains, free(append([]string{string(a.Host)}, b.names(a, namespace)...))...)
+		complete = true
+		d := o.key.domainsOf(t, namespace)
+		d.own, d.pods = append([]string{string(t.service.Host)}, free(d.own)...), free(d.pods)
+		made, form := o.services[t.service], hostForm{p.number, t.service.Namespace == namespace}
+		if known, ok := made.hosts.Load(form); ok && complete && len(t.aliases) == 0 {
+			fields = append(fields, known.([]byte))
+			continue
 		}
-		domains = append(domains, free(addresses(svc))...)
-		hosts = append(hosts, envoy.ServiceHost(name, domains, cluster))
-		if svc.Headless {
-			pods := []string{"*." + string(svc.Host)}
-			for _, n := range b.names(svc, namespace) {
-				pods = append(pods, "*."+n)
-			}
-			hosts = append(hosts, envoy.PodHost("*."+name, free(pods), cluster))
+		field, err := asFields(virtualHostsOf(t.service, p.number, d)...)
+		if err != nil {
+			return nil, err
 		}
+		if complete && len(t.aliases) == 0 {
+			made.hosts.Store(form, field)
+		}
+		fields = append(fields, field)
+	}
+	return fields, nil
+}
+
+// hostForm names the virtual hosts of a service that has all of its names and no alias.
+type hostForm struct {
+	port uint32
+	own  bool // as a proxy in the service's own namespace sees it
+}
+
+func virtualHostsOf(svc *mesh.Service, number uint32, d domains) []*routev3.VirtualHost {
+	name := fmt.Sprintf("%s:%d", svc.Host, number)
+	cluster := ClusterName(mesh.EndpointKey{Host: svc.Host, Port: number})
+	hosts := []*routev3.VirtualHost{envoy.ServiceHost(name, d.own, cluster)}
+	if len(d.pods) > 0 {
+		hosts = append(hosts, envoy.PodHost("*."+name, d.pods, cluster))
 	}
 	return hosts
+}
+
+// asFields gives the virtual hosts as they stand in a marshalled route configuration.
+func asFields(hosts ...*routev3.VirtualHost) ([]byte, error) {
+	return envoy.Marshal(&routev3.RouteConfiguration{VirtualHosts: hosts})
+}
+
+// domains are the names of a target: its own but for the host itself, and those of its pods.
+type domains struct{ own, pods []string }
+
+func (b build) domainsOf(t target, namespace string) (d domains) {
+	svc := t.service
+	d.own = b.names(svc, namespace)
+	if svc.Headless {
+		d.pods = append(d.pods, "*."+string(svc.Host))
+		for _, n := range d.own {
+			d.pods = append(d.pods, "*."+n)
+		}
+	}
+	for _, a := range t.aliases {
+		d.own = append(append(d.own, string(a.Host)), b.names(a, namespace)...)
+	}
+	for _, a := range svc.Addresses {
+		d.own = append(d.own, authority(a))
+	}
+	return d
 }
 
 // names are the forms of a service's host that a resolver in the namespace completes to it, but for the host itself
@@ -189,14 +254,6 @@ func (b build) names(svc *mesh.Service, namespace string) []string {
 		names = append(names, svc.Name)
 	}
 	return names
-}
-
-func addresses(svc *mesh.Service) []string {
-	hosts := make([]string, 0, len(svc.Addresses))
-	for _, a := range svc.Addresses {
-		hosts = append(hosts, authority(a))
-	}
-	return hosts
 }
 
 // authority is an address as it stands in a URL (RFC 3986, section 3.2.2).

@@ -17,11 +17,11 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// ServiceRoutes are the routes of one outbound port: the first virtual host whose most specific domain matches the request's
-// authority, whatever port that names, since the connection has already said the port.
-func ServiceRoutes(name string, hosts []*routev3.VirtualHost) *routev3.RouteConfiguration {
+// ServiceRoutes are the routes of one outbound port, without their virtual hosts. Of those Envoy takes the one with the most
+// specific domain that matches the request's authority, whatever port that names: the connection has already said the port.
+func ServiceRoutes(name string) *routev3.RouteConfiguration {
 	return &routev3.RouteConfiguration{
-		Name: name, VirtualHosts: hosts, IgnorePortInHostMatching: true,
+		Name: name, IgnorePortInHostMatching: true,
 		// A route may arrive before its cluster.
 		ValidateClusters: wrapperspb.Bool(false),
 	}
