@@ -162,7 +162,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	parts.Go(func() error {
 		return status.New(status.Config{
-			Ready: a.ready, ReadyListener: listeners.ready, Listener: listeners.agent, AgentPort: a.config.Ports.Agent,
+			Ready: a.ready, ReadyListener: listeners.ready, Listener: listeners.agent,
 			Probes: a.config.Probes, App: a.config.Pod.IP, ProxyMetrics: a.admin.url("/stats/prometheus"), Scrape: a.config.Scrape,
 			Registry: a.registry, Quit: a.Quit, Drain: func() { a.beginDrain(work) }, Log: a.config.Log,
 		}).Run(work)

@@ -23,7 +23,6 @@ type Config struct {
 	Ready func(ctx context.Context) readiness.Status
 	// ReadyListener serves /healthz/ready only (15021), Listener everything (15020).
 	ReadyListener, Listener net.Listener
-	AgentPort               uint16 // of Listener
 	Probes                  Probes
 	App                     netip.Addr // where the application listens: the pod's address
 	ProxyMetrics            string     // URL of Envoy's metrics in the text format
