@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -279,6 +280,9 @@ func (c *connection) readPod(ctx context.Context, name, token string) (*syncz, e
 	}
 	defer stop()
 	answer, err := read(ctx, address, token)
+	if errors.Is(err, io.EOF) { // the forwarder takes connections even when the pod does not
+		return nil, fmt.Errorf("ask pod %s: nothing answers on its port %d", name, install.HTTPPort)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask pod %s: %w", name, err)
 	}

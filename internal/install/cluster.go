@@ -166,21 +166,24 @@ func (i *Installer) until(ctx context.Context, what string, done func(context.Co
 	defer cancel()
 	ticker := time.NewTicker(i.poll)
 	defer ticker.Stop()
-	said := ""
+	last, said := "", map[string]bool{} // a pod that is restarted goes through the same states again and again
 	for {
 		ok, reason, err := done(ctx)
 		if ok || (err != nil && ctx.Err() == nil) {
 			return err
 		}
-		if reason != "" && reason != said {
+		if reason != "" {
+			last = reason
+		}
+		if reason != "" && !said[reason] {
 			i.say("  waiting for %s: %s", what, reason)
-			said = reason
+			said[reason] = true
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
 			if context.Cause(ctx) == context.DeadlineExceeded {
-				return &TimeoutError{What: what, Reason: said, After: i.timeout}
+				return &TimeoutError{What: what, Reason: last, After: i.timeout}
 			}
 			return fmt.Errorf("wait for %s: %w", what, context.Cause(ctx))
 		}

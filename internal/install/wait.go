@@ -30,7 +30,7 @@ func (i *Installer) waitForDeployment(ctx context.Context, o Options) error {
 		}
 		for _, pod := range list.Items {
 			if why := heldBack(&pod); why != "" {
-				return false, reason + "; Pod " + pod.Name + " " + why, nil
+				return false, reason + "; Pod " + pod.Name + " " + why + i.lastWords(ctx, &pod), nil
 			}
 		}
 		for _, c := range d.Status.Conditions {
@@ -66,10 +66,28 @@ func heldBack(pod *corev1.Pod) string {
 			return fmt.Sprintf("cannot have its image %s: %s (nothing is published yet: --registry, --tag and --image name yours)",
 				s.Image, s.State.Waiting.Reason)
 		case s.State.Waiting != nil && s.State.Waiting.Reason != "ContainerCreating" && s.State.Waiting.Reason != "PodInitializing":
-			return fmt.Sprintf("waits: %s; look with `kubectl logs -n %s %s --previous`", s.State.Waiting.Reason, pod.Namespace, pod.Name)
+			return "waits: " + s.State.Waiting.Reason
 		case s.State.Terminated != nil:
-			return fmt.Sprintf("ended with exit code %d; look with `kubectl logs -n %s %s`", s.State.Terminated.ExitCode, pod.Namespace, pod.Name)
+			return fmt.Sprintf("ended with exit code %d", s.State.Terminated.ExitCode)
 		}
+	}
+	return ""
+}
+
+// lastWords is the last line that a container which has ended wrote: mostly the cause. "" when there is none.
+func (i *Installer) lastWords(ctx context.Context, pod *corev1.Pod) string {
+	for _, s := range pod.Status.ContainerStatuses {
+		ended, again := s.State.Terminated != nil, s.State.Waiting != nil && s.RestartCount > 0
+		if !ended && !again {
+			continue
+		}
+		one := int64(1)
+		options := &corev1.PodLogOptions{Container: s.Name, Previous: again, TailLines: &one}
+		line, err := i.kubernetes.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, options).DoRaw(ctx)
+		if text := strings.TrimSpace(string(line)); err == nil && text != "" {
+			return ": " + text
+		}
+		return fmt.Sprintf("; look with `kubectl logs -n %s %s`", pod.Namespace, pod.Name)
 	}
 	return ""
 }
