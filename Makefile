@@ -13,8 +13,10 @@ FUZZTIME    ?= 30s
 # Under sudo the builds run as the user who called it, so that caches and bin/ stay theirs.
 AS_USER     := tools/as-user.sh
 LDFLAGS     := -s -w -X github.com/selvage-mesh/selvage/internal/version.Version=$(VERSION)
-BUILD       := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+BUILD       := $(GO) build $(if $(RELEASE),-trimpath) -ldflags '$(LDFLAGS)'
 SUITE       := $(GO) run -C tools ./suite
+# Static binaries; and builds and tests share one build cache, which halves the time of a cold run.
+export CGO_ENABLED = 0
 export GO K8S_VERSION VERSION
 
 .PHONY: help

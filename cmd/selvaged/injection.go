@@ -17,10 +17,11 @@ import (
 
 // injection keeps the injector's configuration as the ConfigMaps say it. A bad ConfigMap never replaces the last good one.
 type injection struct {
-	cluster kubernetes.Interface
-	options options
-	log     *slog.Logger
-	current atomic.Pointer[inject.Config]
+	cluster  kubernetes.Interface
+	options  options
+	log      *slog.Logger
+	problems problemLog // used by run alone
+	current  atomic.Pointer[inject.Config]
 }
 
 func (i *injection) config() *inject.Config { return i.current.Load() }
@@ -52,7 +53,7 @@ func (i *injection) run(ctx context.Context) error {
 
 func (i *injection) use(mesh, config, values string) {
 	next, problems := inject.ParseConfig([]byte(mesh), []byte(config), []byte(values))
-	reportProblems(i.log, problems)
+	i.problems.report(problems)
 	if next == nil {
 		i.log.Error("the injector's configuration cannot be used; the last good one stays in force")
 		return
@@ -69,8 +70,19 @@ func (i *injection) use(mesh, config, values string) {
 	i.log.Info("injector configuration in force")
 }
 
-func reportProblems(log *slog.Logger, problems []diag.Problem) {
+// problemLog logs each problem when it appears, and not again while it stays: every stage tells all that are present.
+type problemLog struct {
+	log     *slog.Logger
+	present map[diag.Problem]bool
+}
+
+func (l *problemLog) report(problems []diag.Problem) {
+	present := make(map[diag.Problem]bool, len(problems))
 	for _, p := range problems {
+		present[p] = true
+		if l.present[p] {
+			continue
+		}
 		level := slog.LevelInfo
 		switch p.Severity {
 		case diag.Error:
@@ -79,6 +91,12 @@ func reportProblems(log *slog.Logger, problems []diag.Problem) {
 			level = slog.LevelWarn
 		case diag.Info:
 		}
-		log.Log(context.Background(), level, "problem", "code", p.Code, "object", p.Object.String(), "field", p.Field, "detail", p.Detail, "hint", p.Hint)
+		l.log.Log(context.Background(), level, "problem", "code", p.Code, "object", p.Object.String(), "field", p.Field, "detail", p.Detail, "hint", p.Hint)
 	}
+	for p := range l.present {
+		if !present[p] {
+			l.log.Info("problem mended", "code", p.Code, "object", p.Object.String(), "field", p.Field)
+		}
+	}
+	l.present = present
 }

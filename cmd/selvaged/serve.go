@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -64,13 +63,15 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	var model atomic.Pointer[mesh.Model] // written by the cluster's goroutine alone
+	var model *mesh.Model // these two are used by the cluster's goroutine alone
+	found := problemLog{log: log}
 	cluster, err := kube.New(kube.Config{
 		Kubernetes: client, Istio: istio, Namespace: o.namespace, Revision: o.revision, TrustDomain: o.trustDomain, Log: log,
 		OnSnapshot: func(s *index.Snapshot) {
-			next, problems := translate.Model(model.Load(), s)
-			reportProblems(log, problems)
-			if next != model.Swap(next) {
+			next, problems := translate.Model(model, s)
+			found.report(problems)
+			if next != model {
+				model = next
 				proxies.Publish(next)
 			}
 		},
@@ -78,8 +79,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	injection := &injection{cluster: client, options: o, log: log}
-	admission, err := webhook.New(webhook.Config{Inject: injection.config, Registerer: metrics, Log: log})
+	injection := &injection{cluster: client, options: o, log: log, problems: problemLog{log: log}}
+	admission, err := webhook.New(webhook.Config{Config: injection.config, Registerer: metrics, Log: log})
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func clients(o options) (kubernetes.Interface, istioclient.Interface, error) {
 		return nil, nil, fmt.Errorf("find the cluster: %w (outside of a cluster give --kubeconfig)", err)
 	}
 	config.UserAgent = "selvaged/" + version.Version
-	config.QPS, config.Burst = 100, 200
+	config.QPS, config.Burst = 400, 800 // reviews of new tokens share it: a rollout brings hundreds at once
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a Kubernetes client: %w", err)

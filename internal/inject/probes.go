@@ -31,6 +31,7 @@ func rewriteProbes(list []corev1.Container, probers map[string]*corev1.Probe, le
 		if original.Name == ProxyContainer || original.Name == InitContainer {
 			continue
 		}
+		*left = append(*left, networkHooks(original, subject)...)
 		for _, kind := range probeKinds {
 			probe := *kind.of(original)
 			if probe == nil || rewritten(probe) {
@@ -186,4 +187,25 @@ func (c *Config) lateProbes(pod *corev1.Pod, s *podSettings, subject ref.Ref) (*
 	}
 	list[proxy].Env = append(env, corev1.EnvVar{Name: probersEnv, Value: literal(probersJSON(probers))})
 	return &out, left
+}
+
+// networkHooks warns of lifecycle hooks that the kubelet calls over the network: like its probes they carry no certificate of
+// the mesh, but nothing answers in the application's place yet.
+func networkHooks(c *corev1.Container, subject ref.Ref) (problems []diag.Problem) {
+	if c.Lifecycle == nil {
+		return nil
+	}
+	for _, hook := range []struct {
+		name    string
+		handler *corev1.LifecycleHandler
+	}{{"postStart", c.Lifecycle.PostStart}, {"preStop", c.Lifecycle.PreStop}} {
+		if hook.handler == nil || hook.handler.HTTPGet == nil && hook.handler.TCPSocket == nil {
+			continue
+		}
+		problems = append(problems, diag.Problem{Code: diag.UnsupportedField, Severity: diag.Warning, Object: subject,
+			Field:  fmt.Sprintf("spec.containers[%s].lifecycle.%s", c.Name, hook.name),
+			Detail: "the kubelet calls this hook without a certificate of the mesh, so it fails where mutual TLS is STRICT",
+			Hint:   "use an exec hook"})
+	}
+	return problems
 }
