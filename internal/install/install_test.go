@@ -355,3 +355,28 @@ func TestProbeAnswers(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatHoldsAPodBack: a person who waits is told why, in the terms of the pod.
+func TestWhatHoldsAPodBack(t *testing.T) {
+	waiting := func(reason string) corev1.PodStatus {
+		return corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Image: "example.com/selvaged:1",
+			State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason}}}}}
+	}
+	for name, c := range map[string]struct {
+		status corev1.PodStatus
+		want   string
+	}{
+		"on its way": {waiting("ContainerCreating"), ""},
+		"running":    {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}}, ""},
+		"no image":   {waiting("ImagePullBackOff"), "cannot have its image example.com/selvaged:1: ImagePullBackOff (nothing is published yet: --registry"},
+		"crashing":   {waiting("CrashLoopBackOff"), "waits: CrashLoopBackOff"},
+		"ended": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{
+			State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 2}}}}}, "ended with exit code 2"},
+		"no room": {corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse,
+			Message: "0/1 nodes are available: insufficient memory"}}}, "cannot be scheduled: 0/1 nodes"},
+	} {
+		if got := install.HeldBack(&corev1.Pod{Status: c.status}); !strings.HasPrefix(got, c.want) || (c.want == "") != (got == "") {
+			t.Errorf("%s: %q; want %q", name, got, c.want)
+		}
+	}
+}
