@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -31,11 +33,21 @@ type signer struct {
 	t        *testing.T
 	issuer   atomic.Pointer[pki.Issuer]
 	lifetime time.Duration
+	mu       sync.Mutex
 	failures int
 	asked    []time.Time
 }
 
+// times is when certificates were asked for.
+func (s *signer) times() []time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.asked)
+}
+
 func (s *signer) sign(_ context.Context, requestPEM []byte) ([][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.asked = append(s.asked, time.Now())
 	if s.failures > 0 {
 		s.failures--
@@ -91,7 +103,7 @@ func TestACertificateIsRenewedAtHalfOfItsLife(t *testing.T) {
 			if second.Leaf.SerialNumber.Cmp(first.Leaf.SerialNumber) == 0 || bytes.Equal(second.KeyPEM, first.KeyPEM) {
 				t.Error("the same certificate or key after renewal")
 			}
-			if after := s.asked[1].Sub(s.asked[0]); after < 10*time.Hour+40*time.Minute || after > 13*time.Hour+20*time.Minute {
+			if after := s.times()[1].Sub(s.times()[0]); after < 10*time.Hour+40*time.Minute || after > 13*time.Hour+20*time.Minute {
 				t.Errorf("renewed after %s, want 12 h within 5 %% of the life", after)
 			}
 		})
@@ -138,8 +150,8 @@ func TestAnAuthorityThatIsAwayIsAskedWithGrowingPauses(t *testing.T) {
 				t.Errorf("still %v", err)
 			}
 		})
-		for i := 1; i < len(s.asked); i++ {
-			pause, most := s.asked[i].Sub(s.asked[i-1]), min(retryBase<<(i-1), retryMax)
+		for i := 1; i < len(s.times()); i++ {
+			pause, most := s.times()[i].Sub(s.times()[i-1]), min(retryBase<<(i-1), retryMax)
 			if pause < most/2 || pause > most {
 				t.Errorf("pause %d is %s, want from %s to %s", i, pause, most/2, most)
 			}
@@ -156,7 +168,9 @@ func TestAnExpiredCertificateIsNotShown(t *testing.T) {
 		source, _ := newSource(t, s, "")
 		during(t, source, func() {
 			<-source.Tried()
+			s.mu.Lock()
 			s.failures = 1 << 30
+			s.mu.Unlock()
 			time.Sleep(59 * time.Minute)
 			if source.Certificate() == nil {
 				t.Error("gone before its end")
@@ -195,8 +209,8 @@ func TestNewRootsArePublishedAndCertifiedAtOnce(t *testing.T) {
 			write(append(bytes.Clone(old.RootPEM()), next.RootPEM()...))
 			<-changed
 			m, changed := source.Current()
-			if !bytes.Contains(m.RootsPEM, next.RootPEM()) || len(s.asked) != 1 {
-				t.Errorf("asked %d times after a root was added, want 1", len(s.asked))
+			if n := len(s.times()); !bytes.Contains(m.RootsPEM, next.RootPEM()) || n != 1 {
+				t.Errorf("asked %d times after a root was added, want 1", n)
 			}
 			// Half a file, as an editor leaves it: nothing happens.
 			write(next.RootPEM()[:100])
@@ -208,14 +222,14 @@ func TestNewRootsArePublishedAndCertifiedAtOnce(t *testing.T) {
 			s.issuer.Store(next)
 			write(next.RootPEM())
 			<-changed
-			for len(s.asked) < 2 {
+			for len(s.times()) < 2 {
 				_, changed = source.Current()
 				<-changed
 			}
 			if m, _ = source.Current(); !m.trusted() || !bytes.Equal(m.RootsPEM, next.RootPEM()) {
 				t.Error("the certificate is not of the new root")
 			}
-			if since := time.Since(s.asked[0]); since > time.Minute {
+			if since := time.Since(s.times()[0]); since > time.Minute {
 				t.Errorf("took %s", since)
 			}
 		})
