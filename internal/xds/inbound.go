@@ -113,6 +113,7 @@ func (b build) chains(s served) []*listenerv3.FilterChain {
 		return []*listenerv3.FilterChain{mutual(envoy.Match{Port: n, Transport: envoy.TransportTLS})}
 	case mesh.Disabled:
 		return []*listenerv3.FilterChain{envoy.Chain(s.name+"_plain", envoy.Match{Port: n}.Proto(), b.serve(s, false), nil)}
+	case mesh.Permissive:
 	}
 	return []*listenerv3.FilterChain{
 		mutual(envoy.Match{Port: n, Transport: envoy.TransportTLS, ALPN: envoy.MeshALPN}),

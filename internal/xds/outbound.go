@@ -241,6 +241,7 @@ func upstreamProtocol(p mesh.Protocol) envoy.UpstreamProtocol {
 		return envoy.HTTP1Only
 	case mesh.HTTP2:
 		return envoy.HTTP2Only
+	case mesh.TCP:
 	}
 	return envoy.Opaque
 }

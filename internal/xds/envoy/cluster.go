@@ -53,6 +53,7 @@ func httpOptions(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
 
 func (p UpstreamProtocol) options() map[string]*anypb.Any {
 	switch p {
+	case Opaque:
 	case HTTP1Only:
 		return http1Options
 	case HTTP2Only:
