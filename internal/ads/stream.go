@@ -281,7 +281,7 @@ func (st *stream) update() error {
 // config is what a view is sent, as the session takes it.
 func (st *stream) config(v *view, scoped scope.View) session.Config {
 	return session.Config{Clusters: v.clusters, Listeners: v.listeners, Routes: v.routes,
-		Endpoints: func(name string) *session.Resource { return st.server.endpoints.get(scoped, name, st.variant) }}
+		Endpoints: endpointSource{st.server.endpoints, scoped, st.variant}.get}
 }
 
 // write starts the next response, unless one is being written.

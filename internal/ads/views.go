@@ -7,7 +7,6 @@ import (
 	"weak"
 
 	"github.com/selvage-mesh/selvage/internal/ads/session"
-	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/scope"
 	"github.com/selvage-mesh/selvage/internal/xds"
 )
@@ -147,68 +146,5 @@ func (i *interned) forget(key internKey) {
 	defer i.mu.Unlock()
 	if i.all[key].Value() == nil {
 		delete(i.all, key)
-	}
-}
-
-// endpoints generates the endpoints of each service port once for all proxies, and keeps them while they are in the model.
-type endpoints struct {
-	generate func(*mesh.EndpointSet) (xds.Resource, error)
-	metrics  *metrics
-	log      *slog.Logger
-	current  func() *mesh.Model
-	entries  sync.Map // *mesh.EndpointSet → *assignment
-}
-
-type assignment struct {
-	once     sync.Once
-	resource *session.Resource
-}
-
-func newEndpoints(generate func(*mesh.EndpointSet) (xds.Resource, error), m *metrics, log *slog.Logger, current func() *mesh.Model) *endpoints {
-	return &endpoints{generate: generate, metrics: m, log: log, current: current}
-}
-
-// get gives the endpoints of a name in a view, or nil. The state of the world has no word for "there is none", so there a
-// name that could exist is given an empty list, which ends a cluster's waiting.
-func (c *endpoints) get(v scope.View, name string, variant session.Variant) *session.Resource {
-	key, ok := xds.ParseClusterName(name)
-	if !ok {
-		return nil
-	}
-	set := v.Endpoints(key)
-	if set == nil {
-		if variant == session.Delta {
-			return nil
-		}
-		return c.fill(&mesh.EndpointSet{Key: key})
-	}
-	found, ok := c.entries.Load(set)
-	if !ok {
-		found, ok = c.entries.LoadOrStore(set, &assignment{})
-		// A stream that is behind may ask for what is not in the model any more, which nobody would ever forget.
-		if now := c.current(); now == nil || now.Endpoints[key] != set {
-			c.entries.Delete(set)
-		}
-	}
-	if !ok {
-		c.metrics.endpointMisses.Inc()
-	}
-	a := found.(*assignment)
-	a.once.Do(func() { a.resource = c.fill(set) })
-	return a.resource
-}
-
-func (c *endpoints) fill(set *mesh.EndpointSet) *session.Resource {
-	r, err := c.generate(set)
-	if err != nil {
-		c.log.Error("endpoints cannot be generated; proxies keep what they have", "host", set.Key.Host, "port", set.Key.Port, "error", err)
-		return nil
-	}
-	return newResource(session.Endpoints, r)
-}
-
-func (c *endpoints) forget(set *mesh.EndpointSet) {
-	if set != nil {
-		c.entries.Delete(set)
 	}
 }

@@ -17,7 +17,7 @@ type world struct{ mesh.Model }
 // newWorld has the services web and db of namespace shop, and pods web-0 … of web.
 func newWorld(pods int) *world {
 	w := &world{mesh.Model{
-		Settings: &mesh.Settings{TrustDomain: "cluster.local", RootNamespace: "istio-system", ClusterDomain: "cluster.local", ConnectTimeoutMillis: 1000},
+		Settings: &mesh.Settings{TrustDomain: "cluster.local", RootNamespace: "istio-system", ClusterDomain: "cluster.local", ConnectTimeoutMillis: 1111},
 		Outbound: &mesh.Outbound{}, Endpoints: map[mesh.EndpointKey]*mesh.EndpointSet{}, Workloads: map[mesh.WorkloadKey]*mesh.Workload{},
 	}}
 	w.service("db", "10.96.0.2", mesh.TCP)

@@ -1,5 +1,7 @@
 package session
 
+import "slices"
+
 // plan decides what one type is sent next, if anything. It is called only when nothing of the type is on its way.
 func (s *Session) plan(t *track) (*flight, bool) {
 	if t.sentWhole(s.variant) {
@@ -145,6 +147,20 @@ func (s *Session) clustersUnused() bool {
 		}
 	}
 	return true
+}
+
+// clusterSent is the version of a cluster that the client was sent last, or came with; "" when it was sent none.
+func (s *Session) clusterSent(name string) string {
+	c := s.tracks[Clusters]
+	if c.flight != nil {
+		if i, ok := slices.BinarySearchFunc(c.flight.added, name, byName); ok {
+			return c.flight.added[i].Version
+		}
+	}
+	if r := c.held(name); r != nil {
+		return r.Version
+	}
+	return ""
 }
 
 // clustersSent notes that the endpoints of these clusters must follow.

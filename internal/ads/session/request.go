@@ -91,10 +91,12 @@ func (s *Session) startDelta(t *track, r DeltaRequest) {
 		t.claimAll(r.Initial)
 		return
 	}
-	trusted := t.kind != Endpoints || !s.tracks[Clusters].started || s.tracks[Clusters].claimed
+	if c := s.tracks[Clusters]; t.kind == Endpoints && c.started && !c.claimed {
+		return // endpoints of clusters that it does not have
+	}
 	for n := range t.over {
 		v, ok := r.Initial[n]
-		if _, again := s.rewarmed[n]; !ok || again || !trusted {
+		if _, again := s.rewarmed[n]; !ok || again {
 			continue // forced by subscribe
 		}
 		delete(t.forced, n)

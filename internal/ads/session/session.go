@@ -7,7 +7,8 @@
 //
 // What is promised, each with a test of that name: at most one response of a type is unacknowledged; a rejected version is
 // not sent again until its content changes; nothing that a reconnecting client holds is sent again; a cluster's endpoints
-// follow every change of the cluster (Envoy warms it again and waits for them, envoyproxy/envoy#33607); new things come
+// follow every change of the cluster (Envoy warms it again and waits for them, envoyproxy/envoy#33607), also when the stream
+// breaks in between; new things come
 // before what refers to them, and old ones go after (make before break).
 package session
 
@@ -60,8 +61,12 @@ const (
 type Config struct {
 	Clusters, Listeners, Routes *Set
 	// Endpoints gives the endpoints of one name, or nil where there is no such thing. It must give the same for the same
-	// name until the next Update that lists the name as changed.
-	Endpoints func(name string) *Resource
+	// arguments until the next Update that lists the name as changed.
+	//
+	// The version must depend on cluster too, which is the version of the cluster of that name that the client was sent
+	// before ("" when none): endpoints that came before a change of their cluster are not those that it waits for after the
+	// change, and a client that comes back must not be able to claim that they are.
+	Endpoints func(name, cluster string) *Resource
 }
 
 // Changes says which endpoints differ between two configurations.
@@ -122,7 +127,7 @@ func (s *Session) target(cfg Config) {
 		}
 		t.set, t.find = set, set.Get
 	}
-	s.tracks[Endpoints].find = cfg.Endpoints
+	s.tracks[Endpoints].find = func(name string) *Resource { return cfg.Endpoints(name, s.clusterSent(name)) }
 }
 
 // Update replaces what the client should have. What it does not need any more is never sent.

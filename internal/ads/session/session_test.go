@@ -29,10 +29,20 @@ func resources(entries string) (rs []*session.Resource) {
 }
 
 func config(w world) session.Config {
-	eds := session.NewSet(resources(w.eds))
 	return session.Config{
 		Clusters: session.NewSet(resources(w.cds)), Listeners: session.NewSet(resources(w.lds)), Routes: session.NewSet(resources(w.rds)),
-		Endpoints: eds.Get,
+		Endpoints: stamped(session.NewSet(resources(w.eds))),
+	}
+}
+
+// stamped makes the version of endpoints depend on that of their cluster, as VERSION@CLUSTER.
+func stamped(eds *session.Set) func(name, cluster string) *session.Resource {
+	return func(name, cluster string) *session.Resource {
+		r := eds.Get(name)
+		if r == nil {
+			return nil
+		}
+		return &session.Resource{Name: r.Name, Version: r.Version + "@" + cluster, Content: r.Version}
 	}
 }
 
@@ -141,7 +151,8 @@ func (p *peer) gets(want ...string) *peer {
 		}
 		p.last[words[0]] = r
 		for _, a := range r.Added {
-			words = append(words, a.Name+"="+a.Version)
+			version, _, _ := strings.Cut(a.Version, "@")
+			words = append(words, a.Name+"="+version)
 		}
 		for _, n := range r.Removed {
 			words = append(words, "-"+n)
@@ -191,6 +202,9 @@ func reconnected(t *testing.T, had, now world) *peer {
 		r := session.DeltaRequest{Initial: map[string]string{}}
 		for _, e := range resources(k.had) {
 			r.Initial[e.Name] = e.Version
+			if c := session.NewSet(resources(had.cds)).Get(e.Name); k.kind == "eds" && c != nil {
+				r.Initial[e.Name] += "@" + c.Version
+			}
 			if k.kind == "eds" || k.kind == "rds" {
 				r.Subscribe = append(r.Subscribe, e.Name)
 			}
@@ -401,11 +415,18 @@ func TestDelta(t *testing.T) {
 		{"a claim of endpoints is not enough when their cluster was sent before it", func(t *testing.T) {
 			p := connect(t, session.Delta, shop)
 			p.delta("cds", session.DeltaRequest{Initial: map[string]string{"web": "0", "db": "1", "static": "1"}}).gets("cds web=1")
-			p.delta("eds", session.DeltaRequest{Subscribe: []string{"web", "db"}, Initial: map[string]string{"web": "1", "db": "1"}}).gets("eds web=1")
+			p.delta("eds", session.DeltaRequest{Subscribe: []string{"web", "db"}, Initial: map[string]string{"web": "1@1", "db": "1@1"}}).gets("eds web=1")
 		}},
 		{"a claim of endpoints by a client without clusters is not believed", func(t *testing.T) {
 			p := connect(t, session.Delta, shop).sub("cds").gets("cds db=1 static=1 web=1")
-			p.delta("eds", session.DeltaRequest{Subscribe: []string{"web"}, Initial: map[string]string{"web": "1"}}).gets("eds web=1")
+			p.delta("eds", session.DeltaRequest{Subscribe: []string{"web"}, Initial: map[string]string{"web": "1@1"}}).gets("eds web=1")
+		}},
+		{"endpoints that a changed cluster waits for are sent when the stream broke before they were", func(t *testing.T) {
+			now := shop
+			now.cds = "+web=2 +db=1 static=1"
+			p := connect(t, session.Delta, now)
+			p.delta("cds", session.DeltaRequest{Initial: map[string]string{"web": "2", "db": "1", "static": "1"}}).gets()
+			p.delta("eds", session.DeltaRequest{Subscribe: []string{"web", "db"}, Initial: map[string]string{"web": "1@1", "db": "1@1"}}).gets("eds web=1")
 		}},
 		{"what a client should not have any more is removed on a reconnect", func(t *testing.T) {
 			p := connect(t, session.Delta, shop)
@@ -550,6 +571,12 @@ func TestStateOfTheWorld(t *testing.T) {
 		now := shop
 		now.lds, now.rds = "l80=2", "80=2"
 		again(t, now, versions(running(t, session.SotW))).gets("eds db=1 web=1", "lds l80=2", "rds 80=2")
+	})
+	t.Run("a client that may have taken a part of what it rejected is told what it should have, even if that is what it had", func(t *testing.T) {
+		w := shop
+		w.lds = "l80=2 l90=bad"
+		p := running(t, session.SotW).now(w).gets("lds l80=2 l90=bad").nack("lds", "Error adding/updating listener(s) l90: no").gets()
+		p.now(shop).gets("lds l80=1 l90=1").ack("lds").gets().gives(session.Listeners, session.Synced)
 	})
 	t.Run("a changed endpoint changes the version of all", func(t *testing.T) {
 		p := running(t, session.SotW)

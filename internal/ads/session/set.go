@@ -12,10 +12,20 @@ import (
 type Resource struct {
 	Name    string
 	Version string // equal versions are equal content
+	// Content is the version of the content alone where Version depends on something else too; else "".
+	Content string
 	// EndpointName is, for a cluster that learns its endpoints by EDS, the resource that it subscribes to; else "".
 	EndpointName string
 	// Data is what the caller sends for it; the session never looks inside.
 	Data any
+}
+
+// sameContent reports whether a rejection of one is a rejection of the other.
+func sameContent(a, b *Resource) bool {
+	if a.Content != "" || b.Content != "" {
+		return a.Content == b.Content
+	}
+	return a.Version == b.Version
 }
 
 // sum hashes name and version so that sums can be added: the sum of a set does not depend on an order, and changing one
@@ -73,9 +83,9 @@ const keptDiffs = 4
 
 // NewSet sorts resources by name; of two with one name the first counts. It takes over the slice.
 func NewSet(resources []*Resource) *Set {
-	byName := func(a, b *Resource) int { return cmp.Compare(a.Name, b.Name) }
-	if !slices.IsSortedFunc(resources, byName) {
-		slices.SortStableFunc(resources, byName)
+	order := func(a, b *Resource) int { return cmp.Compare(a.Name, b.Name) }
+	if !slices.IsSortedFunc(resources, order) {
+		slices.SortStableFunc(resources, order)
 	}
 	s := &Set{list: slices.CompactFunc(resources, func(a, b *Resource) bool { return a.Name == b.Name })}
 	for _, r := range s.list {
@@ -84,12 +94,14 @@ func NewSet(resources []*Resource) *Set {
 	return s
 }
 
+func byName(r *Resource, name string) int { return cmp.Compare(r.Name, name) }
+
 // Get returns the resource of that name, or nil.
 func (s *Set) Get(name string) *Resource {
 	if s == nil {
 		return nil
 	}
-	if i, ok := slices.BinarySearchFunc(s.list, name, func(r *Resource, n string) int { return cmp.Compare(r.Name, n) }); ok {
+	if i, ok := slices.BinarySearchFunc(s.list, name, byName); ok {
 		return s.list[i]
 	}
 	return nil

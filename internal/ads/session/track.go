@@ -104,7 +104,7 @@ func (t *track) recheckAll() {
 // forgetOldRejections forgets those whose content has changed since: they may be sent again.
 func (t *track) forgetOldRejections() {
 	for n, r := range t.rejected {
-		if now := t.find(n); now == nil || now.Version != r.Version {
+		if now := t.find(n); now == nil || !sameContent(now, r) {
 			delete(t.rejected, n)
 			t.recheck(n)
 		}
@@ -128,7 +128,7 @@ func (t *track) lacks(name string) (add *Resource, remove bool) {
 	if !forced && have != nil && have.Version == want.Version {
 		return nil, false
 	}
-	if r := t.rejected[name]; r != nil && r.Version == want.Version {
+	if r := t.rejected[name]; r != nil && sameContent(r, want) {
 		return nil, false
 	}
 	return want, false

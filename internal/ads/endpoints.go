@@ -1,0 +1,113 @@
+package ads
+
+import (
+	"log/slog"
+	"sync"
+
+	"github.com/selvage-mesh/selvage/internal/ads/session"
+	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/scope"
+	"github.com/selvage-mesh/selvage/internal/xds"
+)
+
+// endpoints generates the endpoints of each service port once for all proxies, and keeps them while they are in the model.
+type endpoints struct {
+	generate func(*mesh.EndpointSet) (xds.Resource, error)
+	metrics  *metrics
+	log      *slog.Logger
+	current  func() *mesh.Model
+	entries  sync.Map // *mesh.EndpointSet → *assignment
+}
+
+// assignment is the endpoints of one service port, with a version for each version of the cluster (see
+// session.Config.Endpoints). These share the serialized body.
+type assignment struct {
+	once sync.Once
+	made xds.Resource
+	err  error
+
+	mu   sync.Mutex
+	sent []versioned // the latest last
+}
+
+type versioned struct {
+	cluster  string
+	resource *session.Resource
+}
+
+// keptVersions bounds the versions of a cluster that proxies have at one time: there are few, while a change goes round.
+const keptVersions = 4
+
+func newEndpoints(generate func(*mesh.EndpointSet) (xds.Resource, error), m *metrics, log *slog.Logger, current func() *mesh.Model) *endpoints {
+	return &endpoints{generate: generate, metrics: m, log: log, current: current}
+}
+
+// endpointSource is where the endpoints of one view come from.
+type endpointSource struct {
+	*endpoints
+	view    scope.View
+	variant session.Variant
+}
+
+// get gives the endpoints of a name for a cluster of that version, or nil. The state of the world has no word for "there is
+// none", so there a name that could exist is given an empty list, which ends a cluster's waiting.
+func (c endpointSource) get(name, cluster string) *session.Resource {
+	key, ok := xds.ParseClusterName(name)
+	if !ok {
+		return nil
+	}
+	set := c.view.Endpoints(key)
+	if set == nil {
+		if c.variant == session.Delta {
+			return nil
+		}
+		set = &mesh.EndpointSet{Key: key}
+		return (&assignment{}).resource(c.endpoints, set, cluster)
+	}
+	found, ok := c.entries.Load(set)
+	if !ok {
+		found, ok = c.entries.LoadOrStore(set, &assignment{})
+		// A stream that is behind may ask for what is not in the model any more, which nobody would ever forget.
+		if now := c.current(); now == nil || now.Endpoints[key] != set {
+			c.entries.Delete(set)
+		}
+	}
+	if !ok {
+		c.metrics.endpointMisses.Inc()
+	}
+	return found.(*assignment).resource(c.endpoints, set, cluster)
+}
+
+func (a *assignment) resource(c *endpoints, set *mesh.EndpointSet, cluster string) *session.Resource {
+	a.once.Do(func() {
+		if a.made, a.err = c.generate(set); a.err != nil {
+			c.log.Error("endpoints cannot be generated; proxies keep what they have", "host", set.Key.Host, "port", set.Key.Port, "error", a.err)
+		}
+	})
+	if a.err != nil {
+		return nil
+	}
+	cluster = cluster[:min(len(cluster), 8)]
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, v := range a.sent {
+		if v.cluster == cluster {
+			return v.resource
+		}
+	}
+	if len(a.sent) >= keptVersions {
+		a.sent = a.sent[1:]
+	}
+	r := a.made
+	r.Version += "." + cluster
+	made := newResource(session.Endpoints, r)
+	made.Content = a.made.Version
+	a.sent = append(a.sent, versioned{cluster, made})
+	return made
+}
+
+func (c *endpoints) forget(set *mesh.EndpointSet) {
+	if set != nil {
+		c.entries.Delete(set)
+	}
+}
