@@ -81,7 +81,7 @@ func TestTheShopRunsInTheMesh(t *testing.T) {
 // envoyCounter is the sum of the Envoy statistics of a pod whose names match.
 func (l *lab) envoyCounter(t *testing.T, pod, name string) (sum int) {
 	t.Helper()
-	out := l.kubectl(t, "-n", "shop", "exec", pod, "-c", "istio-proxy", "--", "selvage-agent", "request", "GET", "/stats")
+	out := l.kubectl(t, "-n", "shop", "exec", pod, "-c", "istio-proxy", "--", "selvage-agent", "request", "GET", "stats")
 	for _, line := range regexp.MustCompile(`(?m)^`+name+`: (\d+)$`).FindAllStringSubmatch(out, -1) {
 		var n int
 		_, _ = fmt.Sscan(line[1], &n)

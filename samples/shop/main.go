@@ -31,6 +31,7 @@ const usage = `sample is a small shop to try a service mesh with.
   sample cart  [--addr :8080] [--next http://stock]   what is in the basket
   sample stock [--addr :8080]                         what is on the shelves
   sample load  [--url URL] [--rate N] [--duration D]  constant load, without retries
+  sample get   URL                                    one request; prints the answer
 
 Every role takes --help.
 `
@@ -55,6 +56,8 @@ func run(ctx context.Context, args []string) int {
 		err = runService(ctx, role, args[1:])
 	case "load":
 		err = runLoad(ctx, args[1:], os.Stdout)
+	case "get":
+		err = runGet(ctx, args[1:], os.Stdout)
 	case "help", "-h", "--help":
 		fmt.Print(usage)
 		return 0
