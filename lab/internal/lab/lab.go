@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/selvage-mesh/selvage/lab/internal/cluster"
@@ -55,7 +56,8 @@ type Lab struct {
 	plane   cluster.Config // of the control plane
 	node    node.Config    // at level 2
 	api     *kubeapi.Client
-	started map[string]*proc.Running
+	started sync.Map // name of a program → its *proc.Running, for those that this run started
+	renewed sync.Map // names of images that the node had, of other content
 }
 
 // program is one to keep running.
@@ -102,7 +104,7 @@ func (l *Lab) ensure(p program) error {
 }
 
 func (l *Lab) record(name string, r *proc.Running) error {
-	l.started[name] = r
+	l.started.Store(name, r)
 	return l.dir.Update(func(s *state.Lab) {
 		s.Processes[name] = r.PID
 		s.Identities[name] = r.ID
@@ -115,13 +117,13 @@ func (l *Lab) await(ctx context.Context, name string, limit time.Duration, check
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	if r := l.started[name]; r != nil {
+	if r, ok := l.started.Load(name); ok {
 		done := make(chan struct{})
 		defer close(done)
 		go func() {
 			select {
-			case <-r.Exited():
-				stop(r.Failure())
+			case <-r.(*proc.Running).Exited():
+				stop(r.(*proc.Running).Failure())
 			case <-done:
 			}
 		}()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/selvage-mesh/selvage/lab/internal/cluster"
 	"github.com/selvage-mesh/selvage/lab/internal/fault"
+	"github.com/selvage-mesh/selvage/lab/internal/image"
 	"github.com/selvage-mesh/selvage/lab/internal/pki"
 	"github.com/selvage-mesh/selvage/lab/internal/state"
 )
@@ -59,6 +60,9 @@ func (l *Lab) installMesh(ctx context.Context) error {
 	}
 	if l.level == 2 {
 		if err := l.run(ctx, "selvage", args...); err != nil {
+			return err
+		}
+		if err := l.restart(ctx, systemNamespace, l.catalogue().Selvaged().Name); err != nil {
 			return err
 		}
 		return l.publish(ctx)
@@ -230,6 +234,9 @@ func (l *Lab) deploySample(ctx context.Context) (pods int, err error) {
 	if err := l.run(ctx, "kubectl", "--kubeconfig", l.dir.File("kubeconfig"), "apply", "-f", l.dir.File("shop.yaml")); err != nil {
 		return 0, err
 	}
+	if err := l.restart(ctx, shop, l.catalogue().Sample().Name, image.Repository+"proxy:"+l.Tag); err != nil {
+		return 0, err
+	}
 	return pods, l.await(ctx, "the sample", startLimit, func(ctx context.Context) (bool, error) {
 		pods, err = l.samplePods(ctx)
 		return err == nil, err
@@ -238,7 +245,20 @@ func (l *Lab) deploySample(ctx context.Context) (pods int, err error) {
 
 // samplePods counts the sample's pods; an error says which is not as it should be yet.
 func (l *Lab) samplePods(ctx context.Context) (int, error) {
-	var deployments struct {
+	pods, err := l.deployments(ctx, shop)
+	if err == nil && pods == 0 {
+		err = errors.New("the sample has no Deployment")
+	}
+	if err != nil {
+		return 0, err
+	}
+	return pods, l.sidecars(ctx)
+}
+
+// deployments counts the pods of a namespace's Deployments. An error names one that does not have all of its pods yet: at
+// level 2 available, at level 1 made.
+func (l *Lab) deployments(ctx context.Context, namespace string) (pods int, err error) {
+	var list struct {
 		Items []struct {
 			Metadata struct {
 				Name       string
@@ -251,25 +271,21 @@ func (l *Lab) samplePods(ctx context.Context) (int, error) {
 			}
 		}
 	}
-	if err := l.api.Get(ctx, "/apis/apps/v1/namespaces/"+shop+"/deployments", &deployments); err != nil {
+	if err := l.api.Get(ctx, "/apis/apps/v1/namespaces/"+namespace+"/deployments", &list); err != nil {
 		return 0, err
 	}
-	want := 0
-	for _, d := range deployments.Items {
-		want += d.Spec.Replicas
-		s := d.Status
+	for _, d := range list.Items {
+		want, s := d.Spec.Replicas, d.Status
 		have := s.UpdatedReplicas
 		if l.level == 2 {
-			have = s.AvailableReplicas
+			have = min(have, s.AvailableReplicas)
 		}
-		if s.ObservedGeneration < d.Metadata.Generation || s.Replicas != d.Spec.Replicas || have != d.Spec.Replicas || s.UpdatedReplicas != d.Spec.Replicas {
-			return 0, fmt.Errorf("Deployment %s/%s has %d of %d pods", shop, d.Metadata.Name, have, d.Spec.Replicas)
+		if s.ObservedGeneration < d.Metadata.Generation || s.Replicas != want || have != want {
+			return 0, fmt.Errorf("Deployment %s/%s has %d of %d pods", namespace, d.Metadata.Name, have, want)
 		}
+		pods += want
 	}
-	if want == 0 {
-		return 0, errors.New("the sample has no Deployment")
-	}
-	return want, l.sidecars(ctx)
+	return pods, nil
 }
 
 // sidecars fails when a pod of the sample lacks its sidecar.

@@ -151,6 +151,23 @@ func (l *Lab) images(ctx context.Context) error {
 	return nil
 }
 
+// restart lets the Deployments of a namespace take new images that came under the names of old ones.
+func (l *Lab) restart(ctx context.Context, namespace string, images ...string) error {
+	for _, image := range images {
+		if _, ok := l.renewed.Load(image); ok {
+			err := l.run(ctx, "kubectl", "rollout", "restart", "deployment", "--kubeconfig", l.dir.File("kubeconfig"), "--namespace", namespace)
+			if err != nil {
+				return err
+			}
+			return l.await(ctx, "the new pods of "+namespace, startLimit, func(ctx context.Context) (bool, error) {
+				_, err := l.deployments(ctx, namespace)
+				return err == nil, err
+			})
+		}
+	}
+	return nil
+}
+
 func (l *Lab) catalogue() image.Catalogue { return image.Catalogue{Bin: l.Bin, Tag: l.Tag} }
 
 // specs lists the images. Without a mesh only those whose programs have been built.
@@ -181,7 +198,14 @@ func (l *Lab) load(ctx context.Context, spec image.Spec) error {
 	if l.dir.Lab().Images[spec.Name] == key {
 		return nil
 	}
-	if _, err := l.ctr(ctx, "images", "import", "--snapshotter", l.node.Snapshotter(), file); err != nil {
+	args := []string{"images", "import"}
+	if s := l.node.Snapshotter(); s != node.DefaultSnapshotter {
+		args = append(args, "--snapshotter", s)
+	}
+	if l.dir.Lab().Images[spec.Name] != "" {
+		l.renewed.Store(spec.Name, true)
+	}
+	if _, err := l.ctr(ctx, append(args, file)...); err != nil {
 		return fmt.Errorf("load image %s: %w", spec.Name, err)
 	}
 	return l.dir.Update(func(s *state.Lab) { s.Images[spec.Name] = key })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -38,50 +39,91 @@ func Up(ctx context.Context, cfg Config) (*state.Dir, error) {
 	}
 	defer unlock()
 
-	l := &Lab{Config: cfg, dir: dir, started: map[string]*proc.Running{}}
-	fresh, err := l.settle(ctx)
-	if err != nil {
-		if errors.Is(statErr, fs.ErrNotExist) { // nothing was started: leave no folder either
-			err = errors.Join(err, removeFiles(dir))
+	const tries = 3
+	for try := 1; ; try++ {
+		l := &Lab{Config: cfg, dir: dir}
+		fresh, err := l.settle(ctx)
+		if err != nil {
+			if errors.Is(statErr, fs.ErrNotExist) { // nothing was started: leave no folder either
+				err = errors.Join(err, removeFiles(dir))
+			}
+			return nil, err
 		}
-		return nil, err
-	}
-	if err = l.up(ctx); err == nil {
-		return dir, dir.Update(func(s *state.Lab) { s.Ready = true })
-	}
-	if ctx.Err() != nil {
-		err = &fault.Fault{Problem: "interrupted", Next: "run it again when you like"}
-	}
-	if fresh {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
+		if err = l.up(ctx); err == nil {
+			return dir, dir.Update(func(s *state.Lab) { s.Ready = true })
+		}
+		if ctx.Err() != nil {
+			err = &fault.Fault{Problem: "interrupted", Next: "run it again when you like"}
+		}
+		if !fresh {
+			return nil, err
+		}
 		if e := l.abandon(ctx); e != nil {
-			err = errors.Join(err, e)
+			return nil, errors.Join(err, e)
 		}
+		if try == tries || !portTaken(err) {
+			return nil, err
+		}
+		cfg.Progress.Note("another program took a port in the meantime: trying again with others")
 	}
-	return nil, err
 }
+
+// portTaken says whether a program of the lab ended because a port that was free has been taken since.
+func portTaken(err error) bool { return strings.Contains(err.Error(), "address already in use") }
 
 // up is the order of things. What does not wait for another runs at the same time.
 func (l *Lab) up(ctx context.Context) error {
 	if err := l.base(); err != nil {
 		return err
 	}
-	err := together(ctx, l.serve, l.runtime)
+	api, runtime := make(chan struct{}), make(chan struct{})
+	err := together(ctx,
+		inTurn(l.serve, done(api), l.control),
+		inTurn(l.runtime, done(runtime), l.images),
+		inTurn(until(api), until(runtime), l.nodeReady),
+	)
 	if err != nil {
 		return err
 	}
-	if err := together(ctx, l.control, l.nodeReady, l.images); err != nil {
-		return err
+	return inTurn(l.mesh, l.sample)(ctx)
+}
+
+// step is a part of up.
+type step = func(context.Context) error
+
+// inTurn runs the steps one after the other, up to the first that fails.
+func inTurn(steps ...step) step {
+	return func(ctx context.Context) error {
+		for _, s := range steps {
+			if err := s(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	if err := l.mesh(ctx); err != nil {
-		return err
+}
+
+// done tells those who wait until it.
+func done(c chan struct{}) step {
+	return func(context.Context) error {
+		close(c)
+		return nil
 	}
-	return l.sample(ctx)
+}
+
+func until(c chan struct{}) step {
+	return func(ctx context.Context) error {
+		select {
+		case <-c:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // together runs the steps at the same time and returns the first error, which ends the others.
-func together(ctx context.Context, steps ...func(context.Context) error) error {
+func together(ctx context.Context, steps ...step) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, s := range steps {
 		group.Go(func() error { return s(ctx) })
@@ -162,6 +204,8 @@ func (l *Lab) same(was state.Lab) error {
 
 // abandon ends what a failed up began. The logs stay for whoever wants to know why, until the next up or down.
 func (l *Lab) abandon(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
 	if err := end(ctx, l.dir, l.Progress); err != nil {
 		return err
 	}

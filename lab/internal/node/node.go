@@ -81,6 +81,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 [plugins."io.containerd.grpc.v1.cri"]
   # where root lacks CAP_SYS_RESOURCE, no pod starts without this
   restrict_oom_score_adj = true
+  # a profile would be loaded into the machine's kernel
+  disable_apparmor = true
   sandbox_image = %[5]q
   stream_server_address = "127.0.0.1"
   [plugins."io.containerd.grpc.v1.cri".cni]
@@ -92,13 +94,16 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 		c.Snapshotter())
 }
 
+// DefaultSnapshotter is what containerd unpacks images with when it is not told.
+const DefaultSnapshotter = "overlayfs"
+
 // Snapshotter is overlayfs, but where the lab's folder lies on an overlay itself: the kernel takes no overlay on another.
 func (c Config) Snapshotter() string {
 	var s unix.Statfs_t
 	if err := unix.Statfs(c.Dir, &s); err == nil && s.Type == unix.OVERLAYFS_SUPER_MAGIC {
 		return "native"
 	}
-	return "overlayfs"
+	return DefaultSnapshotter
 }
 
 // network gives each pod a point-to-point link. On a bridge, the answers between two pods would pass kube-proxy by, unless
