@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -115,16 +117,48 @@ func end(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 	stop(cluster.Scheduler, cluster.ControllerManager)
 	stop(cluster.APIServer) // before etcd: without etcd its orderly end takes a minute
 	stop(cluster.Etcd, forwardAPI)
+	made := append(dir.Lab().Made, inherited(runDir(dir))...)
 	errs = append(errs, killMarked(ctx, dir), netns.Delete(dir.Name()), os.RemoveAll(runDir(dir)))
-	for _, made := range dir.Lab().Made {
-		_ = os.Remove(made) // unless somebody uses it by now
-	}
+	errs = append(errs, removeMade(made))
 	if err := errors.Join(errs...); err != nil {
 		step.Fail()
 		return err
 	}
 	step.Done("lab ended: no process, network or mount is left")
 	return nil
+}
+
+// heirloom is the file in a lab's run folder that names folders of the machine which another lab has made and this one uses.
+const heirloom = "made"
+
+// removeMade removes folders of the machine that this lab had to make. While another lab with a node runs it has its own
+// folders mounted over them, and removing them would unmount those; so that lab is told to remove them at its end.
+func removeMade(made []string) error {
+	if len(made) == 0 {
+		return nil
+	}
+	if others, _ := filepath.Glob("/run/selvage-*"); len(others) > 0 {
+		f, err := os.OpenFile(filepath.Join(others[0], heirloom), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return fmt.Errorf("leave folders to another lab: %w", err)
+		}
+		defer f.Close()
+		_, err = f.WriteString(strings.Join(made, "\n") + "\n")
+		return err
+	}
+	for _, dir := range made {
+		_ = os.Remove(dir) // unless somebody has put something into it by now
+	}
+	return nil
+}
+
+// inherited are the folders that other labs have left to this one.
+func inherited(run string) []string {
+	text, err := os.ReadFile(filepath.Join(run, heirloom))
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(text))
 }
 
 // killMarked ends what is not written down: a process whose start was the last thing that a killed run did, or a child that
