@@ -118,7 +118,7 @@ func TestWaitEndsWhenTheProxyIsReady(t *testing.T) {
 	var asked atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if asked.Add(1) < 3 {
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprintln(w, "Envoy proxy is NOT ready: workers have not yet started")
 		}
 	}))
@@ -142,7 +142,7 @@ func TestRequestsAndDrain(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got.Store(r.Method + " " + r.URL.RequestURI())
 		if r.URL.Path == "/missing" {
-			w.WriteHeader(404)
+			w.WriteHeader(http.StatusNotFound)
 		}
 		fmt.Fprint(w, "the answer\n")
 	}))
@@ -198,7 +198,28 @@ func TestInitInAPod(t *testing.T) {
 			t.Errorf("%v: %q, want %q", err, out, want)
 		}
 	}
-	out, err := do("ip", append(append([]string{}, in...), "setpriv", "--bounding-set=-net_admin", path, "init")...)
+	// A node whose kernel has no iptables at all: nftables itself.
+	broken := t.TempDir()
+	for _, name := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+		for _, end := range []string{"-save", "-restore"} {
+			script := "#!/bin/sh\necho \"$0: can't initialize iptables table \\`nat': Table does not exist (do you need to insmod?)\" >&2\nexit 3\n"
+			if err := os.WriteFile(filepath.Join(broken, name+end), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if out, err := do("ip", append(append([]string{}, in...), path, "init", "--remove")...); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	withoutIPTables := append(append([]string{}, in...), "env", "PATH="+broken+":"+os.Getenv("PATH"))
+	if out, err := do("ip", append(withoutIPTables, injected...)...); err != nil || !strings.Contains(out, "rules installed with nft for IPv4, verified") {
+		t.Errorf("without iptables: %v\n%s", err, out)
+	}
+	out, err := do("ip", append(withoutIPTables, path, "init", "--backend", "iptables-legacy")...)
+	if err == nil || !strings.Contains(out, "kernel lacks a module for interception: load iptable_nat") {
+		t.Errorf("with a backend that does not work: %v\n%s", err, out)
+	}
+	out, err = do("ip", append(append([]string{}, in...), "setpriv", "--bounding-set=-net_admin", path, "init")...)
 	if err == nil || !strings.Contains(out, "lacks the capability NET_ADMIN: add it to the init container") {
 		t.Errorf("without NET_ADMIN: %v\n%s", err, out)
 	}

@@ -248,7 +248,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 
 // serveGRPC serves until ctx ends.
 func serveGRPC(ctx context.Context, l net.Listener, register func(grpc.ServiceRegistrar), options ...grpc.ServerOption) error {
-	server := grpc.NewServer(append(options, grpc.SharedWriteBuffer(true))...)
+	server := grpc.NewServer(options...)
 	register(server)
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()

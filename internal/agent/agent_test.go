@@ -321,7 +321,7 @@ func envoyPID(t testing.TB, bootstrap string) int {
 			continue
 		}
 		cmdline, err := os.ReadFile("/proc/" + proc.Name() + "/cmdline")
-		if err == nil && strings.Contains(string(cmdline), "\x00"+bootstrap+"\x00") {
+		if err == nil && strings.Contains(string(cmdline), "\x00-c\x00"+bootstrap+"\x00") {
 			return pid
 		}
 	}
@@ -418,7 +418,7 @@ func TestANativeSidecarEndsWhenNothingIsLeft(t *testing.T) {
 	<-entered
 	// preStop
 	answer, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d/drain", s.config.Ports.Agent), "", nil)
-	if err != nil || answer.StatusCode != 200 {
+	if err != nil || answer.StatusCode != http.StatusOK {
 		t.Fatal(answer, err)
 	}
 	answer.Body.Close()
@@ -447,11 +447,11 @@ func TestAJobsSidecarEndsAtOnce(t *testing.T) {
 	p.set(appCluster(port), inboundListener(t, s.config.Ports.Inbound))
 	s.untilReady(200)
 	answer, err := http.Post(fmt.Sprintf("http://127.0.0.1:%d/drain", s.config.Ports.Agent), "", nil)
-	if err != nil || answer.StatusCode != 200 {
+	if err != nil || answer.StatusCode != http.StatusOK {
 		t.Fatal(answer, err)
 	}
 	answer.Body.Close()
-	if answer, err = http.Post(fmt.Sprintf("http://127.0.0.1:%d/quitquitquit", s.config.Ports.Agent), "", nil); err != nil || answer.StatusCode != 200 {
+	if answer, err = http.Post(fmt.Sprintf("http://127.0.0.1:%d/quitquitquit", s.config.Ports.Agent), "", nil); err != nil || answer.StatusCode != http.StatusOK {
 		t.Fatal(answer, err)
 	}
 	answer.Body.Close()

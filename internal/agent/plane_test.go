@@ -330,10 +330,8 @@ func run(t testing.TB, c Config) *sidecar {
 	t.Cleanup(func() {
 		s.stop()
 		s.agent.Kill()
-		select {
-		case <-s.ended:
-		default:
-			s.wait()
+		if err := s.wait(); err != nil {
+			t.Logf("the agent ended with: %v", err)
 		}
 		if t.Failed() {
 			t.Logf("log of the agent and Envoy:\n%s", s.log)

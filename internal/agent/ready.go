@@ -32,7 +32,7 @@ func (a *Agent) ready(ctx context.Context) readiness.Status {
 			s.Certificate = err.Error()
 		}
 	}
-	var rejections []string
+	rejections := make([]string, 0, len(state.Rejections))
 	for _, r := range state.Rejections {
 		rejections = append(rejections, r.Type+": "+r.Reason)
 	}

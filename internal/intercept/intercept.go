@@ -124,7 +124,7 @@ const netAdmin = 12 // CAP_NET_ADMIN, capability.h
 // explainInstall puts the cause that a person can act on before what the commands said.
 func explainInstall(err error) error {
 	said := strings.ReplaceAll(err.Error(), "\n", "; ")
-	why := ""
+	var why string
 	switch {
 	case os.Geteuid() != 0:
 		why = "this program does not run as root: run the init container with runAsUser 0"

@@ -59,7 +59,7 @@ func parseSave(save string, want []chain) natTable {
 		line = strings.TrimRight(line, "\r\n ")
 		if declared, ok := strings.CutPrefix(line, ":"); ok {
 			if name, _, _ := strings.Cut(declared, " "); ours[name] {
-				table.rules[name] = table.rules[name]
+				table.rules[name] = nil // declarations come before rules
 			}
 			continue
 		}
@@ -81,7 +81,7 @@ func (t natTable) present() bool { return len(t.rules) > 0 || len(t.jumps) > 0 }
 
 // equal reports whether the table holds exactly what is wanted.
 func (t natTable) equal(want []chain) bool {
-	jumps := []string{}
+	jumps := make([]string, 0, len(hooks))
 	for _, h := range hooks {
 		jumps = append(jumps, h.spec())
 	}

@@ -170,9 +170,10 @@ func dialAs(uid uint32, dst netip.AddrPort) (net.Conn, error) {
 		domain, addr = unix.AF_INET, &unix.SockaddrInet4{Port: int(dst.Port()), Addr: dst.Addr().As4()}
 	}
 	// Of this thread only: the raw call, not Go's, which would change all of them.
+	// It cannot fail: it returns who it was before.
 	before, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
 	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	unix.RawSyscall(unix.SYS_SETFSUID, before, 0, 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, before, 0, 0)
 	if err != nil {
 		return nil, err
 	}

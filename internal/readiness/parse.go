@@ -101,6 +101,7 @@ func Parse(line string) (s Sentence, ok bool) {
 	switch s.Form {
 	case NotLive, Unreachable, NoCertificate:
 		s.State = strings.TrimSpace(rest)
+	default:
 	}
 	return s, true
 }

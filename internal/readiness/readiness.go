@@ -110,6 +110,7 @@ func (s Status) String() string {
 		b.WriteString(noCertificate + ": " + oneLine(s.Certificate))
 	case ReadyButRejected:
 		b.WriteString(newerRejected)
+	default:
 	}
 	if s.Upstream != "" {
 		b.WriteString(controlPlane + oneLine(s.Upstream))

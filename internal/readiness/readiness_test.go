@@ -78,6 +78,7 @@ func TestParseTakesBackWhatWasSaid(t *testing.T) {
 				want.State = tt.given.Unreachable
 			case NoCertificate:
 				want.State = tt.given.Certificate
+			default:
 			}
 			if got != want {
 				t.Errorf("got  %+v\nwant %+v", got, want)

@@ -32,6 +32,7 @@ func (a *Authority) Sign(ctx context.Context, requestPEM []byte) ([][]byte, erro
 		switch f.Reason {
 		case upstream.Unauthorized, upstream.Forbidden, upstream.Handshake, upstream.Ended, upstream.Other:
 			chain, _, err = a.sign(ctx, requestPEM, true)
+		default: // nobody there, or nobody whom the pod believes: a token changes nothing
 		}
 	}
 	return chain, err

@@ -98,7 +98,7 @@ func (p *Process) Run(ctx context.Context) error {
 		began := time.Now()
 		stopped, err := p.once(ctx)
 		if stopped || ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // how a proxy ends that was asked to is not a failure
 		}
 		if time.Since(began) >= p.config.Stable {
 			crashes = 0

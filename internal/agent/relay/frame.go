@@ -68,6 +68,7 @@ func peek(message []byte, f fields) (p peeked) {
 			p.nonce = string(value)
 		case f.errorDetail:
 			p.rejected, p.reason = true, messageOf(value)
+		default:
 		}
 	}
 	return p

@@ -167,7 +167,7 @@ func (r *Relay) toControlPlane(down grpc.ServerStream, up grpc.ClientStream, f f
 		}
 		r.note(peek(message.data.Materialize(), f))
 		if err := up.SendMsg(&message); err != nil {
-			return nil
+			return nil //nolint:nilerr // RecvMsg of the same stream gives the cause, SendMsg only io.EOF
 		}
 	}
 }

@@ -74,7 +74,13 @@ func (s *Server) Run(ctx context.Context) error {
 		{Handler: s.full, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout},
 	}
 	for i, l := range []net.Listener{s.config.ReadyListener, s.config.Listener} {
-		go func() { ended <- servers[i].Serve(l) }()
+		go func() {
+			err := servers[i].Serve(l)
+			if errors.Is(err, http.ErrServerClosed) {
+				err = nil
+			}
+			ended <- err
+		}()
 	}
 	var err error
 	left := len(servers)
@@ -91,9 +97,9 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	for range left {
-		<-ended
+		err = errors.Join(err, <-ended)
 	}
-	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err != nil {
 		return fmt.Errorf("serve the agent's status: %w", err)
 	}
 	return nil

@@ -128,7 +128,7 @@ func TestOnlyThePodItselfMayEndIt(t *testing.T) {
 	s := New(Config{Registry: prometheus.NewRegistry(), Quit: func() { t.Error("quit by a stranger") }, Log: slog.New(slog.DiscardHandler)})
 	for _, from := range []string{"10.1.2.3:4", "127.0.0.6:4", "[2001:db8::1]:4", "nonsense"} {
 		w := httptest.NewRecorder()
-		r := httptest.NewRequest("POST", "/quitquitquit", nil)
+		r := httptest.NewRequest(http.MethodPost, "/quitquitquit", nil)
 		r.RemoteAddr = from
 		s.full.ServeHTTP(w, r)
 		if w.Code != 403 {
@@ -155,7 +155,7 @@ func TestHTTPProbesReachTheApplicationAsTheKubeletWould(t *testing.T) {
 		seen.Store(r)
 		switch r.URL.Path {
 		case "/bad":
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprint(w, "database is down")
 		case "/here":
 			http.Redirect(w, r, "/ok", http.StatusFound)
@@ -360,7 +360,7 @@ func TestMetricsInOpenMetricsWhenTheApplicationSpeaksIt(t *testing.T) {
 }
 
 func TestASourceThatFailsIsCountedAndLeftOut(t *testing.T) {
-	f := scraped(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
+	f := scraped(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	f.do("GET", f.all+"/stats/prometheus", nil)
 	code, _, body := f.do("GET", f.all+"/stats/prometheus", nil)
 	if code != 200 || !strings.Contains(body, "istio_requests_total{") || !strings.Contains(body, `istio_agent_scrape_failures_total{type="application"} 2`) {
@@ -387,7 +387,7 @@ func TestAnApplicationThatHangsDoesNotTakeTheRestAlong(t *testing.T) {
 
 func TestScrapeTimes(t *testing.T) {
 	for header, want := range map[string]time.Duration{"": 10 * time.Second, "20": 19 * time.Second, "-1": 10 * time.Second, "x": 10 * time.Second, "1e9": 10 * time.Second} {
-		r := httptest.NewRequest("GET", "/", nil)
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
 		r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", header)
 		if got := timeoutOf(r); got != want {
 			t.Errorf("%q: %s, want %s", header, got, want)

@@ -103,8 +103,9 @@ func (f *Failure) sentence() (what, look string) {
 		return "says that it is not available", "look at its log: kubectl logs -n istio-system deploy/istiod"
 	case Ended:
 		return "ended the connection", ""
+	default:
+		return "failed", ""
 	}
-	return "failed", ""
 }
 
 // explain classifies err, which a call on a connection with this trace returned.
@@ -201,8 +202,9 @@ func statusReason(err error) Reason {
 			}
 		}
 		return Unavailable
+	default:
+		return Other
 	}
-	return Other
 }
 
 // endpoints are the addresses in the texts of Go's network errors. Our own port among them is another with each attempt, and a text

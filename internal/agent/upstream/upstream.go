@@ -113,7 +113,6 @@ func (t *Target) Connect(anonymous bool) (*Conn, error) {
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: t.config.Timeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithSharedWriteBuffer(true),
 	)
 	if err != nil {
 		return nil, &Failure{Reason: Other, Address: t.config.Address, Detail: err.Error()}
