@@ -36,7 +36,7 @@ type Config struct {
 // Run executes one command line and gives its exit code.
 func Run(ctx context.Context, c Config, args []string) int {
 	a := &app{Config: c}
-	root := a.root()
+	root := a.root() //nolint:contextcheck // commands take the context that ExecuteContext gives them
 	root.SetArgs(args)
 	root.SetIn(c.Stdin)
 	root.SetOut(c.Stdout)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -64,22 +65,18 @@ func (a *app) connect() (*connection, error) {
 }
 
 func contextExists(loader clientcmd.ClientConfig, name string) error {
-	raw, err := loader.RawConfig()
-	if err != nil || raw.Contexts[name] != nil {
-		return nil // a file that cannot be read is reported by the loader, better
+	raw, unreadable := loader.RawConfig() // what cannot be read is reported by whoever uses it
+	if unreadable != nil || raw.Contexts[name] != nil {
+		return nil //nolint:nilerr // see above
 	}
 	return fmt.Errorf("the kubeconfig has no context %q: it has %s", name, contextNames(raw))
 }
 
 func contextNames(raw clientcmdapi.Config) string {
-	var names []string
-	for name := range raw.Contexts {
-		names = append(names, name)
-	}
+	names := slices.Sorted(maps.Keys(raw.Contexts))
 	if len(names) == 0 {
 		return "none"
 	}
-	slices.Sort(names)
 	return strings.Join(names, ", ")
 }
 

@@ -6,10 +6,10 @@ import (
 	"io"
 	"net/http"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/selvage-mesh/selvage/internal/install"
 )
@@ -22,11 +22,11 @@ func (c *connection) forward(ctx context.Context, pod string, port int) (address
 		return "", nil, err
 	}
 	done, ready, failed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	forwarder, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, done, ready, io.Discard, io.Discard)
+	forwarder, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, done, ready, io.Discard, io.Discard)
 	if err != nil {
 		return "", nil, err
 	}
-	go func() { failed <- forwarder.ForwardPorts() }()
+	go func() { failed <- forwarder.ForwardPorts(); close(failed) }()
 	select {
 	case <-ready:
 	case err := <-failed:
@@ -35,7 +35,11 @@ func (c *connection) forward(ctx context.Context, pod string, port int) (address
 		close(done)
 		return "", nil, ctx.Err()
 	}
-	stop = func() { close(done); <-failed }
+	stop = func() {
+		close(done)
+		for range failed { // closed when it has ended
+		}
+	}
 	ports, err := forwarder.GetPorts()
 	if err != nil || len(ports) == 0 {
 		stop()
@@ -53,12 +57,12 @@ func (c *connection) dialer(pod string) (httpstream.Dialer, error) {
 	if err != nil {
 		return nil, err
 	}
-	older := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
-	newer, err := portforward.NewSPDYOverWebsocketDialer(url, config)
+	older := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
+	newer, err := portforward.NewSPDYOverWebsocketDialerForStreaming(url, config)
 	if err != nil {
 		return nil, err
 	}
-	return portforward.NewFallbackDialer(newer, older, func(err error) bool {
+	return portforward.NewFallbackDialerForStreaming(newer, older, func(err error) bool {
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	}), nil
 }

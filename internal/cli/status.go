@@ -111,11 +111,8 @@ func (a *app) showStatus(m *mesh, detailed bool) error {
 func (a *app) statusTable(proxies []proxy) *table {
 	t := &table{header: []string{"POD", "NAMESPACE", "CDS", "EDS", "LDS", "RDS", "REPLICA", "VERSION"}}
 	for _, p := range proxies {
-		row := []string{p.Pod, p.Namespace}
-		for _, name := range typeNames {
-			row = append(row, shown(p.Types[name].State))
-		}
-		t.add(append(row, shortReplica(p.Replica), p.EnvoyVersion)...)
+		t.add(p.Pod, p.Namespace, shown(p.Types["CDS"].State), shown(p.Types["EDS"].State), shown(p.Types["LDS"].State),
+			shown(p.Types["RDS"].State), shortReplica(p.Replica), p.EnvoyVersion)
 	}
 	if t.width() > plainWidth {
 		t.gap = 1

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,8 +53,8 @@ func transcript(t *testing.T, path string) {
 	got.stderr = strings.ReplaceAll(got.stderr, dir, "$DIR")
 	code := strconv.Itoa(got.code) + "\n"
 	if os.Getenv("UPDATE_GOLDEN") == "1" {
-		archive.Files = append(inputs, txtar.File{Name: "code", Data: []byte(code)},
-			txtar.File{Name: "stderr", Data: []byte(got.stderr)}, txtar.File{Name: "stdout", Data: []byte(got.stdout)})
+		archive.Files = slices.Concat(inputs, []txtar.File{{Name: "code", Data: []byte(code)},
+			{Name: "stderr", Data: []byte(got.stderr)}, {Name: "stdout", Data: []byte(got.stdout)}})
 		if err := os.WriteFile(path, txtar.Format(archive), 0o644); err != nil {
 			t.Fatal(err)
 		}

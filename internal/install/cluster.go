@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -182,7 +183,7 @@ func (i *Installer) until(ctx context.Context, what string, done func(context.Co
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			if context.Cause(ctx) == context.DeadlineExceeded {
+			if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 				return &TimeoutError{What: what, Reason: last, After: i.timeout}
 			}
 			return fmt.Errorf("wait for %s: %w", what, context.Cause(ctx))

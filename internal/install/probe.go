@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,14 +41,15 @@ func (i *Installer) Probe(ctx context.Context, o Options) (*Verdict, error) {
 	i.say("probing: would a pod in namespace %s get its sidecar?", where)
 	start := time.Now()
 	err = i.until(ctx, "injection", func(ctx context.Context) (bool, string, error) {
-		got, err := i.kubernetes.CoreV1().Pods(where).Create(ctx, o.probePod(where), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		got, refused := i.kubernetes.CoreV1().Pods(where).Create(ctx, o.probePod(where), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if ctx.Err() != nil {
-			return false, "", nil // the time is over: what was seen before stands
+			return false, "", nil //nolint:nilerr // the time is over: what was seen before stands
 		}
-		reason, fatal := o.probeResult(got, err)
+		reason, fatal := o.probeResult(got, refused)
 		return reason == "", reason, fatal
 	})
-	if timeout, isTimeout := err.(*TimeoutError); isTimeout {
+	var timeout *TimeoutError
+	if errors.As(err, &timeout) {
 		return &Verdict{Revision: o.revision(), Detail: timeout.Error()}, nil
 	}
 	if err != nil {

@@ -61,7 +61,7 @@ func runLoad(ctx context.Context, args []string, out io.Writer) error {
 	serving := make(chan error, 1)
 	serveCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	if *addr != "" {
-		listener, err := net.Listen("tcp", *addr)
+		listener, err := listen(ctx, *addr)
 		if err != nil {
 			stop()
 			return fmt.Errorf("load: serve metrics: %w", err)

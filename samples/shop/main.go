@@ -92,11 +92,17 @@ func runService(ctx context.Context, role string, args []string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", *addr)
+	listener, err := listen(ctx, *addr)
 	if err != nil {
 		return fmt.Errorf("serve %s: %w", role, err)
 	}
 	return serve(ctx, listener, s.handler(registry), *linger)
+}
+
+// listen opens a TCP port.
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var config net.ListenConfig
+	return config.Listen(ctx, "tcp", addr)
 }
 
 // defaultNext are the names of the chain's services in the cluster.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -198,7 +199,7 @@ func TestLoadKeepsItsRateAndSaysWhatFailed(t *testing.T) {
 		}))
 		var out bytes.Buffer
 		err := runLoad(t.Context(), []string{"--url", base + "/", version, "--rate", "200", "--duration", "500ms", "--report", "0"}, &out)
-		if err != errFailed {
+		if !errors.Is(err, errFailed) {
 			t.Errorf("%s: error %v; want that requests failed", version, err)
 		}
 		text := out.String()
@@ -238,11 +239,11 @@ func TestLoadOfNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := runLoad(t.Context(), []string{"--url", url, "--rate", "50", "--duration", "100ms"}, &out); err != errFailed || !strings.Contains(out.String(), "connection refused") {
+	if err := runLoad(t.Context(), []string{"--url", url, "--rate", "50", "--duration", "100ms"}, &out); !errors.Is(err, errFailed) || !strings.Contains(out.String(), "connection refused") {
 		t.Errorf("error %v: %s", err, out.String())
 	}
 	for _, args := range [][]string{{"--url", "web"}, {"--rate", "0"}, {"--http1", "--http2"}} {
-		if err := runLoad(t.Context(), args, io.Discard); err == nil || err == errFailed {
+		if err := runLoad(t.Context(), args, io.Discard); err == nil || errors.Is(err, errFailed) {
 			t.Errorf("%v: error %v", args, err)
 		}
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -42,7 +43,7 @@ func run(target string) error {
 
 // read gives the version of the module that go.mod pins, and its definitions.
 func read() (version string, raw []byte, err error) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Version}} {{.Dir}}", module).Output()
+	out, err := exec.CommandContext(context.Background(), "go", "list", "-m", "-f", "{{.Version}} {{.Dir}}", module).Output()
 	if err != nil {
 		return "", nil, fmt.Errorf("locate module %s: %w", module, err)
 	}
