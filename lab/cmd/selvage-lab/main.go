@@ -31,6 +31,11 @@ var version = "dev"
 func main() {
 	// The first thread is the one that /proc/PID shows: no goroutine that changes its namespaces may ever run on it.
 	runtime.LockOSThread()
+	os.Exit(run())
+}
+
+// run returns 0 when what was asked is so, else 2: a lab is there or could not be made, with nothing between.
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{
@@ -43,8 +48,9 @@ func main() {
 		if next := fault.Next(err); next != "" {
 			fmt.Fprintf(os.Stderr, "  next: %s\n", next)
 		}
-		os.Exit(2) // a lab is there or could not be made: nothing between
+		return 2
 	}
+	return 0
 }
 
 func up() *cobra.Command {

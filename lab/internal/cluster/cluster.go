@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -46,10 +47,11 @@ func StandardPorts() map[string]int {
 }
 
 // FreePorts chooses ports of 127.0.0.1 that nothing listens on now.
-func FreePorts() (map[string]int, error) {
+func FreePorts(ctx context.Context) (map[string]int, error) {
 	ports := StandardPorts()
+	var listen net.ListenConfig
 	for name := range ports {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		l, err := listen.Listen(ctx, "tcp4", "127.0.0.1:0")
 		if err != nil {
 			return nil, fmt.Errorf("find a free port: %w", err)
 		}
@@ -60,8 +62,9 @@ func FreePorts() (map[string]int, error) {
 }
 
 // FreePort chooses one port of an address that nothing listens on now.
-func FreePort(host string) (int, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+func FreePort(ctx context.Context, host string) (int, error) {
+	var listen net.ListenConfig
+	l, err := listen.Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}

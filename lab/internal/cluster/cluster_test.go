@@ -55,7 +55,7 @@ func TestOnlyHoldersOfTheLabsCertificatesReachItsEtcd(t *testing.T) {
 }
 
 func TestFreePortsDiffer(t *testing.T) {
-	ports, err := FreePorts()
+	ports, err := FreePorts(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,10 +20,11 @@ import (
 const dialTimeout = 5 * time.Second
 
 // Listen makes a listening socket on 127.0.0.1, at port when it is free, else at any, and returns it as a file to hand over.
-func Listen(port int) (file *os.File, address string, err error) {
-	l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+func Listen(ctx context.Context, port int) (file *os.File, address string, err error) {
+	var listen net.ListenConfig
+	l, err := listen.Listen(ctx, "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil && port != 0 {
-		l, err = net.Listen("tcp4", "127.0.0.1:0")
+		l, err = listen.Listen(ctx, "tcp4", "127.0.0.1:0")
 	}
 	if err != nil {
 		return nil, "", fmt.Errorf("listen on loopback: %w", err)
@@ -68,7 +69,8 @@ func serve(ctx context.Context, l net.Listener, target string, log *slog.Logger)
 			continue
 		}
 		go func() {
-			out, err := net.DialTimeout("tcp", target, dialTimeout)
+			dialer := net.Dialer{Timeout: dialTimeout}
+			out, err := dialer.DialContext(ctx, "tcp", target)
 			if err != nil {
 				in.Close()
 				log.Debug("cannot reach the target", "target", target, "error", err)

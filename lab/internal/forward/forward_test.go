@@ -34,7 +34,7 @@ func echo(t *testing.T) string {
 
 func publish(t *testing.T, target string) string {
 	t.Helper()
-	file, address, err := Listen(0)
+	file, address, err := Listen(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestATakenPortIsReplacedByAFreeOne(t *testing.T) {
 	}
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).Port
-	file, address, err := Listen(port)
+	file, address, err := Listen(t.Context(), port)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -154,7 +154,7 @@ func (s Spec) build(compress bool) (v1.Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		var l v1.Layer = static.NewLayer(content, types.DockerUncompressedLayer)
+		l := static.NewLayer(content, types.DockerUncompressedLayer)
 		if compress {
 			opener := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil }
 			if l, err = tarball.LayerFromOpener(opener); err != nil {

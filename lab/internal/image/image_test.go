@@ -152,7 +152,7 @@ func unpack(t *testing.T, s Spec, root string) {
 		}
 		for r := tar.NewReader(bytes.NewReader(content)); ; {
 			h, err := r.Next()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {

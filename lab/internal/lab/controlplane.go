@@ -21,9 +21,9 @@ import (
 const startLimit = 2 * time.Minute
 
 // base makes the network and the certificates.
-func (l *Lab) base() error {
+func (l *Lab) base(ctx context.Context) error {
 	step := l.Progress.Step("making the network and the certificates")
-	if err := l.foundation(); err != nil {
+	if err := l.foundation(ctx); err != nil {
 		step.Fail()
 		return err
 	}
@@ -62,7 +62,7 @@ func (l *Lab) networkSummary() string {
 }
 
 // foundation makes what processes stand on: namespace, ports, certificates, kubeconfigs.
-func (l *Lab) foundation() error {
+func (l *Lab) foundation(ctx context.Context) error {
 	if l.network != "" && !netns.Exists(l.network) {
 		if err := netns.Create(l.network, network()); err != nil {
 			return err
@@ -73,7 +73,7 @@ func (l *Lab) foundation() error {
 		ports = cluster.StandardPorts()
 		if l.network == "" {
 			var err error
-			if ports, err = cluster.FreePorts(); err != nil {
+			if ports, err = cluster.FreePorts(ctx); err != nil {
 				return err
 			}
 		}
@@ -129,7 +129,7 @@ func (l *Lab) kubeconfig(user, server string) ([]byte, error) {
 func (l *Lab) startAPI(ctx context.Context) (version string, err error) {
 	address := l.plane.API()
 	if l.network != "" {
-		if address, err = l.forward(forwardAPI, []string{"api"}, []string{l.plane.API()}); err != nil {
+		if address, err = l.forward(ctx, forwardAPI, []string{"api"}, []string{l.plane.API()}); err != nil {
 			return "", err
 		}
 	}
@@ -202,9 +202,10 @@ func (l *Lab) startControllers(ctx context.Context) error {
 }
 
 // dial connects to an address inside the lab.
-func (l *Lab) dial(address string) (c net.Conn, err error) {
+func (l *Lab) dial(ctx context.Context, address string) (c net.Conn, err error) {
 	err = netns.Do(l.network, func() error {
-		c, err = net.DialTimeout("tcp4", address, time.Second)
+		dialer := net.Dialer{Timeout: time.Second}
+		c, err = dialer.DialContext(ctx, "tcp4", address)
 		return err
 	})
 	return c, err
@@ -212,8 +213,8 @@ func (l *Lab) dial(address string) (c net.Conn, err error) {
 
 // listens returns a check whether a port inside the lab takes connections.
 func (l *Lab) listens(url string) func(context.Context) (bool, error) {
-	return func(context.Context) (bool, error) {
-		c, err := l.dial(url[strings.LastIndex(url, "/")+1:])
+	return func(ctx context.Context) (bool, error) {
+		c, err := l.dial(ctx, url[strings.LastIndex(url, "/")+1:])
 		if err != nil {
 			return false, err
 		}
@@ -225,7 +226,7 @@ func (l *Lab) listens(url string) func(context.Context) (bool, error) {
 func (l *Lab) answers(address, path string) func(context.Context) (bool, error) {
 	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext:       func(context.Context, string, string) (net.Conn, error) { return l.dial(address) },
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return l.dial(ctx, address) },
 	}}
 	return func(ctx context.Context) (bool, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
@@ -246,7 +247,7 @@ func (l *Lab) answers(address, path string) func(context.Context) (bool, error) 
 
 // forward starts a forwarder from new loopback ports of the machine to targets inside the lab. keys name the addresses in
 // lab.json; the first one is returned. A forwarder that was there before keeps its ports.
-func (l *Lab) forward(name string, keys, targets []string) (address string, err error) {
+func (l *Lab) forward(ctx context.Context, name string, keys, targets []string) (address string, err error) {
 	was := l.dir.Lab()
 	if id, ok := was.Identities[name]; ok && id.Alive() {
 		return was.Addresses[keys[0]], nil
@@ -259,7 +260,7 @@ func (l *Lab) forward(name string, keys, targets []string) (address string, err 
 		}
 	}()
 	for _, key := range keys {
-		file, at, err := forward.Listen(portOf(was.Addresses[key]))
+		file, at, err := forward.Listen(ctx, portOf(was.Addresses[key]))
 		if err != nil {
 			return "", err
 		}

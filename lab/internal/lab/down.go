@@ -117,7 +117,7 @@ func end(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 	stop(cluster.Scheduler, cluster.ControllerManager)
 	stop(cluster.APIServer) // before etcd: without etcd its orderly end takes a minute
 	stop(cluster.Etcd, forwardAPI)
-	made := append(dir.Lab().Made, inherited(runDir(dir))...)
+	made := slices.Concat(dir.Lab().Made, inherited(runDir(dir)))
 	errs = append(errs, killMarked(ctx, dir), netns.Delete(dir.Name()), os.RemoveAll(runDir(dir)))
 	errs = append(errs, removeMade(made))
 	if err := errors.Join(errs...); err != nil {

@@ -44,7 +44,7 @@ func Images(cfg Config, out string) (files []string, err error) {
 				step.Fail()
 				return fmt.Errorf("look at archive: %w", err)
 			}
-			step.Done(fmt.Sprintf("%s: %s, %d MiB", Shown(files[i]), spec.Name, info.Size()>>20))
+			step.Done(fmt.Sprintf("%s, %d MiB", spec.Name, info.Size()>>20))
 			return nil
 		})
 	}

@@ -67,7 +67,7 @@ func (l *Lab) installMesh(ctx context.Context) error {
 		}
 		return l.publish(ctx)
 	}
-	at, err := l.endpoints()
+	at, err := l.endpoints(ctx)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (l *Lab) installMesh(ctx context.Context) error {
 	if err := l.run(ctx, "selvage", args...); err != nil {
 		return err
 	}
-	return l.publishProcess(at)
+	return l.publishProcess(ctx, at)
 }
 
 // name is base with the revision, as the product names its objects.
@@ -95,7 +95,7 @@ func (l *Lab) name(base string) string {
 
 // endpoints chooses where a selvaged outside of the cluster listens: on the lab's address; on the machine's own network at an
 // address of the machine that EndpointSlices take, or on loopback where it has none.
-func (l *Lab) endpoints() (endpoints, error) {
+func (l *Lab) endpoints(ctx context.Context) (endpoints, error) {
 	ports := l.dir.Lab().Ports
 	host := l.plane.Host
 	if host != "" {
@@ -105,7 +105,7 @@ func (l *Lab) endpoints() (endpoints, error) {
 	if ports["xds"] == 0 {
 		host = machineAddress()
 		for _, name := range []string{"xds", "webhook", "http"} {
-			p, err := cluster.FreePort(host)
+			p, err := cluster.FreePort(ctx, host)
 			if err != nil {
 				return endpoints{}, err
 			}
@@ -158,13 +158,13 @@ func (l *Lab) startControlPlane(ctx context.Context, at endpoints) error {
 }
 
 // publishProcess makes the ports of a selvaged process reachable from the machine's loopback.
-func (l *Lab) publishProcess(at endpoints) error {
+func (l *Lab) publishProcess(ctx context.Context, at endpoints) error {
 	if l.network == "" {
 		return l.dir.Update(func(s *state.Lab) {
 			s.Addresses["xds"], s.Addresses["webhook"], s.Addresses["http"] = at.xds, at.webhook, at.http
 		})
 	}
-	_, err := l.forward(forwardMesh, []string{"xds", "webhook", "http"}, []string{at.xds, at.webhook, at.http})
+	_, err := l.forward(ctx, forwardMesh, []string{"xds", "webhook", "http"}, []string{at.xds, at.webhook, at.http})
 	return err
 }
 
@@ -176,7 +176,7 @@ func (l *Lab) publish(ctx context.Context) error {
 	}
 	keys := []string{"xds", "webhook", "http"}
 	targets := []string{address + ":15012", address + ":443", address + ":15014"}
-	_, err = l.forward(forwardMesh, keys, targets)
+	_, err = l.forward(ctx, forwardMesh, keys, targets)
 	return err
 }
 
@@ -197,6 +197,9 @@ func (l *Lab) sample(ctx context.Context) error {
 	}
 	step := l.Progress.Step("deploying the sample shop")
 	pods, err := l.deploySample(ctx)
+	if err == nil {
+		err = l.dir.Update(func(s *state.Lab) { s.Sample = true })
+	}
 	if err != nil {
 		step.Fail()
 		return err
@@ -281,7 +284,7 @@ func (l *Lab) deployments(ctx context.Context, namespace string) (pods int, err 
 			have = min(have, s.AvailableReplicas)
 		}
 		if s.ObservedGeneration < d.Metadata.Generation || s.Replicas != want || have != want {
-			return 0, fmt.Errorf("Deployment %s/%s has %d of %d pods", namespace, d.Metadata.Name, have, want)
+			return 0, fmt.Errorf("%s/%s has %d of %d pods", namespace, d.Metadata.Name, have, want)
 		}
 		pods += want
 	}
@@ -307,7 +310,7 @@ func (l *Lab) sidecars(ctx context.Context) error {
 			has = has || c.Name == "istio-proxy"
 		}
 		if !has {
-			return fmt.Errorf("Pod %s/%s has no sidecar", shop, p.Metadata.Name)
+			return fmt.Errorf("pod %s/%s has no sidecar", shop, p.Metadata.Name)
 		}
 	}
 	return nil
@@ -320,7 +323,7 @@ func (l *Lab) openSample(ctx context.Context) error {
 		return err
 	}
 	target := address + ":80"
-	if _, err := l.forward(forwardSample, []string{"sample"}, []string{target}); err != nil {
+	if _, err := l.forward(ctx, forwardSample, []string{"sample"}, []string{target}); err != nil {
 		return err
 	}
 	return l.await(ctx, "the shop's page", time.Minute, l.answers(target, "/"))

@@ -55,7 +55,7 @@ func (l *Lab) startRuntime(ctx context.Context) error {
 		return err
 	}
 	return l.await(ctx, node.Containerd, startLimit, func(ctx context.Context) (bool, error) {
-		_, err := l.ctr(ctx, "version")
+		err := l.ctr(ctx, "version")
 		return err == nil, err
 	})
 }
@@ -205,23 +205,23 @@ func (l *Lab) load(ctx context.Context, spec image.Spec) error {
 	if l.dir.Lab().Images[spec.Name] != "" {
 		l.renewed.Store(spec.Name, true)
 	}
-	if _, err := l.ctr(ctx, append(args, file)...); err != nil {
+	if err := l.ctr(ctx, append(args, file)...); err != nil {
 		return fmt.Errorf("load image %s: %w", spec.Name, err)
 	}
 	return l.dir.Update(func(s *state.Lab) { s.Images[spec.Name] = key })
 }
 
 // ctr runs containerd's own client.
-func (l *Lab) ctr(ctx context.Context, args ...string) (string, error) {
+func (l *Lab) ctr(ctx context.Context, args ...string) error {
 	path, err := lookPath("ctr")
 	if err != nil {
-		return "", err
+		return err
 	}
 	cmd := exec.CommandContext(ctx, path, append([]string{"--address", l.node.Socket(), "--namespace", "k8s.io"}, args...)...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("run ctr %s: %w: %s", args[0], err, strings.TrimSpace(errs.String()))
+		return fmt.Errorf("run ctr %s: %w: %s", args[0], err, strings.TrimSpace(errs.String()))
 	}
-	return out.String(), nil
+	return nil
 }

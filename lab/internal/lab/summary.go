@@ -20,12 +20,15 @@ func Summary(dir *state.Dir) string {
 		fmt.Fprintf(&b, "  open http://%s/\n", at)
 	}
 	fmt.Fprintf(&b, "  export KUBECONFIG=%s\n", dir.File("kubeconfig"))
+	if l.Mesh && l.Level == 2 {
+		b.WriteString("  bin/selvage status" + revisionFlag(l) + "\n")
+	}
 	switch {
-	case l.Mesh && l.Level == 2:
-		b.WriteString("  bin/selvage status\n  bin/kubectl -n shop get pods\n")
-	case l.Mesh:
-		b.WriteString("  bin/kubectl -n shop get pods     # Pending: this lab has no node\n")
-	default:
+	case l.Sample && l.Level == 2:
+		b.WriteString("  bin/kubectl -n shop get pods\n")
+	case l.Sample:
+		b.WriteString("  bin/kubectl -n shop get pods   # Pending: this lab has no node\n")
+	case !l.Mesh:
 		b.WriteString("  bin/kubectl get namespaces\n")
 	}
 	down := "bin/selvage down"
@@ -37,6 +40,13 @@ func Summary(dir *state.Dir) string {
 	}
 	fmt.Fprintf(&b, "  %s\n", down)
 	return b.String()
+}
+
+func revisionFlag(l state.Lab) string {
+	if l.Revision == "" {
+		return ""
+	}
+	return " --revision " + l.Revision
 }
 
 func meshText(l state.Lab) string {

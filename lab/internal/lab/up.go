@@ -73,7 +73,7 @@ func portTaken(err error) bool { return strings.Contains(err.Error(), "address a
 
 // up is the order of things. What does not wait for another runs at the same time.
 func (l *Lab) up(ctx context.Context) error {
-	if err := l.base(); err != nil {
+	if err := l.base(ctx); err != nil {
 		return err
 	}
 	api, runtime := make(chan struct{}), make(chan struct{})

@@ -45,7 +45,7 @@ func (s Set) Cert(name string) string { return filepath.Join(s.Dir, name+".crt")
 // Key is the path of a pair's private key.
 func (s Set) Key(name string) string { return filepath.Join(s.Dir, name+".key") }
 
-// Token keys: the private one signs ServiceAccount tokens, the public one verifies them.
+// TokenKey returns the paths of a key pair: the private one signs ServiceAccount tokens, the public one verifies them.
 func (s Set) TokenKey() (private, public string) {
 	return filepath.Join(s.Dir, "sa.key"), filepath.Join(s.Dir, "sa.pub")
 }

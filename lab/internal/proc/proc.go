@@ -57,7 +57,7 @@ func Start(c Command) (*Running, error) {
 		return nil, fmt.Errorf("start %s: %w", c.Path, err)
 	}
 	defer log.Close()
-	cmd := exec.Command(c.Path, c.Args...)
+	cmd := exec.Command(c.Path, c.Args...) //nolint:noctx // it outlives the caller and every context of it
 	cmd.Env = append(append(os.Environ(), c.Env...), marker+"="+c.Lab)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, c.Files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -31,6 +31,7 @@ type Lab struct {
 	Kubernetes string `json:"kubernetes"` // its version
 	Revision   string `json:"revision"`   // the mesh's revision, "" for the default one or none
 	Mesh       bool   `json:"mesh"`
+	Sample     bool   `json:"sample"`
 	Ready      bool   `json:"ready"`            // false while up is at work, and after it was killed
 	Failed     bool   `json:"failed,omitempty"` // up failed and ended what it had begun; only the logs are left
 
