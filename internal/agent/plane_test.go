@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -389,17 +390,18 @@ var (
 	portUsed = map[int]bool{}
 )
 
-// freePort gives a port that nobody listens on and that no other test of this process was given.
+// freePort gives a port that nobody listens on and that no other test of this process was given. It is below those that the kernel
+// gives to outgoing connections (ip_local_port_range), one of which could take it before the test does.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
 	portMu.Lock()
 	defer portMu.Unlock()
 	for {
-		l, err := net.Listen("tcp", ":0")
+		port := 20000 + rand.IntN(12000)
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		port := l.Addr().(*net.TCPAddr).Port
 		l.Close()
 		if !portUsed[port] {
 			portUsed[port] = true

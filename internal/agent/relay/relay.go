@@ -207,7 +207,7 @@ func (r *Relay) note(p peeked) {
 	r.counts.Requests++
 	switch {
 	case p.rejected:
-		rejection := Rejection{Type: shortType(p.typeURL), Reason: p.reason}
+		rejection := Rejection{Type: shortType(p.typeURL), Reason: strings.TrimSpace(p.reason)}
 		if r.rejections[p.typeURL] != rejection {
 			r.config.Log.Error("the proxy rejects its configuration and keeps what it had", "type", rejection.Type, "reason", rejection.Reason)
 		}
