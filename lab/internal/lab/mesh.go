@@ -17,6 +17,7 @@ import (
 	"github.com/selvage-mesh/selvage/lab/internal/fault"
 	"github.com/selvage-mesh/selvage/lab/internal/image"
 	"github.com/selvage-mesh/selvage/lab/internal/pki"
+	"github.com/selvage-mesh/selvage/lab/internal/proc"
 	"github.com/selvage-mesh/selvage/lab/internal/state"
 )
 
@@ -334,6 +335,7 @@ func (l *Lab) run(ctx context.Context, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, l.binary(program), args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
+	cmd.Env = proc.Environ(l.dir.Path()) // it ends with the lab when this run is killed
 	log, err := os.OpenFile(l.dir.File("logs", program+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("run %s: %w", program, err)

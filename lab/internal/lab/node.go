@@ -14,6 +14,7 @@ import (
 	"github.com/selvage-mesh/selvage/lab/internal/cluster"
 	"github.com/selvage-mesh/selvage/lab/internal/image"
 	"github.com/selvage-mesh/selvage/lab/internal/node"
+	"github.com/selvage-mesh/selvage/lab/internal/proc"
 	"github.com/selvage-mesh/selvage/lab/internal/state"
 )
 
@@ -218,6 +219,7 @@ func (l *Lab) ctr(ctx context.Context, args ...string) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, path, append([]string{"--address", l.node.Socket(), "--namespace", "k8s.io"}, args...)...)
+	cmd.Env = proc.Environ(l.dir.Path())
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	if err := cmd.Run(); err != nil {

@@ -58,7 +58,7 @@ func Start(c Command) (*Running, error) {
 	}
 	defer log.Close()
 	cmd := exec.Command(c.Path, c.Args...) //nolint:noctx // it outlives the caller and every context of it
-	cmd.Env = append(append(os.Environ(), c.Env...), marker+"="+c.Lab)
+	cmd.Env = append(Environ(c.Lab), c.Env...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, c.Files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -189,6 +189,9 @@ func Marked(lab string) ([]ID, error) {
 	}
 	return found, nil
 }
+
+// Environ is the caller's environment with the marker of a lab.
+func Environ(lab string) []string { return append(os.Environ(), marker+"="+lab) }
 
 // Unmark returns env without the marker, for programs that a user runs inside a lab.
 func Unmark(env []string) []string {
