@@ -39,8 +39,13 @@ type front struct {
 	stopping atomic.Bool
 }
 
-// shutdownGrace is how long requests in flight may take after the signal to stop.
-const shutdownGrace = 5 * time.Second
+const (
+	// lameDuck is how long requests are still taken after the signal to stop: so long the API server and the sidecars may not
+	// have heard yet that this replica goes. A webhook that refuses a connection fails the creation of a pod.
+	lameDuck = 3 * time.Second
+	// shutdownGrace is how long requests in flight may take after that.
+	shutdownGrace = 5 * time.Second
+)
 
 // run opens all ports before it serves any, so that a port in use is one clear error and nothing half started.
 func (f *front) run(ctx context.Context) error {
@@ -56,21 +61,28 @@ func (f *front) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	work, ctx := errgroup.WithContext(ctx)
-	work.Go(func() error { <-ctx.Done(); f.stopping.Store(true); return nil })
+	work.Go(func() error {
+		<-ctx.Done()
+		f.stopping.Store(true)
+		time.AfterFunc(lameDuck, stop)
+		return nil
+	})
 	secure := f.grpcServer(grpc.Creds(credentials.NewTLS(f.authority.TLSConfig())))
 	f.authority.Register(secure)
-	serveGRPC(ctx, work, secure, xds)
+	serveGRPC(serving, work, secure, xds)
 	if f.options.xdsPlainAddr != "" {
 		plain, err := listen(ctx, "--xds-plain-addr", f.options.xdsPlainAddr)
 		if err != nil {
 			return err
 		}
 		f.log.Warn("xDS is served without TLS: use this for tests only", "address", plain.Addr().String())
-		serveGRPC(ctx, work, f.grpcServer(), plain)
+		serveGRPC(serving, work, f.grpcServer(), plain)
 	}
-	serveHTTP(ctx, work, &http.Server{Handler: f.admission, TLSConfig: f.authority.ServingTLSConfig()}, webhooks)
-	serveHTTP(ctx, work, &http.Server{Handler: f.statusHandler()}, status)
+	serveHTTP(serving, work, &http.Server{Handler: f.admission, TLSConfig: f.authority.ServingTLSConfig()}, webhooks)
+	serveHTTP(serving, work, &http.Server{Handler: f.statusHandler()}, status)
 	f.log.Info("listening", "xds", xds.Addr().String(), "webhook", webhooks.Addr().String(), "http", status.Addr().String())
 	return work.Wait()
 }

@@ -123,14 +123,22 @@ func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool
 	if native {
 		always := corev1.ContainerRestartPolicyAlways
 		out.RestartPolicy = &always
+		// The kubelet calls this when the pod's end begins, while the application still runs: callers are asked to leave then, and
+		// the sidecar need not wait for them again when its own turn comes, after the application's.
+		out.Lifecycle = &corev1.Lifecycle{PreStop: agentHook("drain")}
 	} else if s.hold {
 		// The kubelet starts containers in order and waits for a postStart hook, which is what holds the application.
-		out.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/usr/local/bin/selvage-agent", "wait"}}}}
+		out.Lifecycle = &corev1.Lifecycle{PostStart: agentHook("wait")}
 	}
 	if !s.readiness.off {
 		c.addReadiness(&out, s)
 	}
 	return out
+}
+
+// agentHook calls a command of the agent inside the sidecar's container.
+func agentHook(command string) *corev1.LifecycleHandler {
+	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/usr/local/bin/selvage-agent", command}}}
 }
 
 func proxyArgs(s *podSettings) []string {

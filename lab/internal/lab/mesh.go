@@ -80,10 +80,12 @@ func (l *Lab) installMesh(ctx context.Context) error {
 	if err := l.startControlPlane(ctx, at); err != nil {
 		return err
 	}
-	if err := l.run(ctx, "selvage", args...); err != nil {
+	if err := l.publishProcess(ctx, at); err != nil {
 		return err
 	}
-	return l.publishProcess(ctx, at)
+	// `selvage status` runs on the machine, where only the published address answers.
+	args = append(args, "--status-address", l.dir.Lab().Addresses["http"])
+	return l.run(ctx, "selvage", args...)
 }
 
 // name is base with the revision, as the product names its objects.
