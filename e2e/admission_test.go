@@ -193,7 +193,7 @@ func TestABadAnnotationIsRefusedByName(t *testing.T) {
 	}
 }
 
-// TestStatusAtLevel1 asks a control plane outside the cluster, which can be reached only through the API server.
+// TestStatusAtLevel1 asks a control plane that runs outside the cluster, where the Service says it can be reached.
 func TestStatusAtLevel1(t *testing.T) {
 	l := atLevel(t, 1)
 	stdout, stderr, code := l.selvage(t, "status")
