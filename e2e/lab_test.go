@@ -166,7 +166,10 @@ func run(t *testing.T, in *strings.Reader, name string, args ...string) string {
 // command runs a program to its end; a program that cannot be started fails the test.
 func command(t *testing.T, in *strings.Reader, name string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
+	// Clean-up runs commands too, when the test's own context is over already.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
 	if in != nil {
 		cmd.Stdin = in
 	}

@@ -156,7 +156,7 @@ func TestStrictRefusesPlainText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer := l.kubectl(t, "-n", "shop", "exec", web[0].Name, "-c", "web", "--", "/usr/local/bin/sample", "get", "http://cart/")
+	answer := l.kubectl(t, "-n", "shop", "exec", web[0].Name, "-c", "web", "--", "/usr/local/bin/sample", "get", "http://cart/api")
 	var chain any
 	if err := json.Unmarshal([]byte(answer), &chain); err != nil {
 		t.Errorf("within the mesh the cart does not answer under STRICT: %s", answer)
