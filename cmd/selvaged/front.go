@@ -103,7 +103,7 @@ func (f *front) grpcServer(more ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(4<<20), grpc.MaxConcurrentStreams(100),
 		grpc.ConnectionTimeout(15*time.Second),
-		grpc.SharedWriteBuffer(true), grpc.ReadBufferSize(4<<10),
+		grpc.ReadBufferSize(4<<10),
 	)...)
 	f.proxies.Register(server)
 	return server

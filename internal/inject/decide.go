@@ -120,13 +120,13 @@ func injected(pod *corev1.Pod) bool {
 	if pod.Annotations[annotation.SidecarStatus.Name] == "" {
 		return false
 	}
-	return container(pod.Spec.Containers, ProxyContainer) >= 0 || container(pod.Spec.InitContainers, ProxyContainer) >= 0
+	return proxyIn(pod.Spec.Containers) >= 0 || proxyIn(pod.Spec.InitContainers) >= 0
 }
 
-// container is the index of the container of that name, or -1.
-func container(list []corev1.Container, name string) int {
+// proxyIn is the index of the sidecar's container, or -1.
+func proxyIn(list []corev1.Container) int {
 	for i := range list {
-		if list[i].Name == name {
+		if list[i].Name == ProxyContainer {
 			return i
 		}
 	}

@@ -165,10 +165,10 @@ func (c *Config) lateProbes(pod *corev1.Pod, s *podSettings, subject ref.Ref) (*
 	out := *pod
 	out.Spec.InitContainers = append([]corev1.Container(nil), inits...)
 	out.Spec.Containers = append([]corev1.Container(nil), apps...)
-	proxy := container(out.Spec.InitContainers, ProxyContainer)
+	proxy := proxyIn(out.Spec.InitContainers)
 	list := out.Spec.InitContainers
 	if proxy < 0 {
-		proxy, list = container(out.Spec.Containers, ProxyContainer), out.Spec.Containers
+		proxy, list = proxyIn(out.Spec.Containers), out.Spec.Containers
 	}
 	env := append([]corev1.EnvVar(nil), list[proxy].Env...)
 	for i := range env {

@@ -140,7 +140,7 @@ func (o StreamOptions) document(number int, body []byte) ([]byte, []Outcome, err
 func (o StreamOptions) object(asJSON []byte, path string) ([]Op, []Outcome, error) {
 	var t metav1.TypeMeta
 	if json.Unmarshal(asJSON, &t) != nil {
-		return nil, nil, nil // no Kubernetes object: a Helm values file, a plain list
+		return nil, nil, nil //nolint:nilerr // no Kubernetes object: a Helm values file, a plain list
 	}
 	if t.Kind == "List" && t.APIVersion == "v1" {
 		return o.list(asJSON, path)

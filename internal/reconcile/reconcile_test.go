@@ -18,7 +18,6 @@ import (
 	kubetesting "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
 
-	"github.com/selvage-mesh/selvage/internal/admission"
 	"github.com/selvage-mesh/selvage/internal/pki"
 )
 
@@ -274,8 +273,4 @@ func TestFailedRepairIsTriedAgain(t *testing.T) {
 			})
 		})
 	}
-}
-
-func patchOf(observed admission.Configuration, root []byte) admission.Patch {
-	return admission.Plan([]admission.Configuration{observed}, observed.Labels["istio.io/rev"], root)[0]
 }

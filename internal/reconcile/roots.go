@@ -21,9 +21,10 @@ import (
 )
 
 const (
-	// RootConfigMap and RootKey are where workloads find the mesh's root; the names are Istio's.
+	// RootConfigMap is where workloads find the mesh's root; the name is Istio's.
 	RootConfigMap = "istio-ca-root-cert"
-	RootKey       = "root-cert.pem"
+	// RootKey is the key in it; the name is Istio's too.
+	RootKey = "root-cert.pem"
 
 	rootManager = "selvage-root-cert"
 	rootWorkers = 8
@@ -154,7 +155,7 @@ func (l *rootLoop) repair(ctx context.Context, namespace string) error {
 	}
 	ns, err := l.namespaces.Get(namespace)
 	if err != nil || ns.DeletionTimestamp != nil || ns.Status.Phase == corev1.NamespaceTerminating {
-		return nil // gone, or going
+		return nil //nolint:nilerr // gone, or going
 	}
 	if cm, err := l.configMaps.ConfigMaps(namespace).Get(RootConfigMap); err == nil && right(cm, root) {
 		return nil
