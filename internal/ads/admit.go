@@ -105,7 +105,7 @@ func (st *stream) await(ctx context.Context) (scope.View, error) {
 	defer patience.Stop()
 	for {
 		st.state = st.server.state.Load()
-		err := error(status.Errorf(codes.Unavailable, "the control plane has not read the cluster yet, after %s: its log says what is missing", wait))
+		err := status.Errorf(codes.Unavailable, "the control plane has not read the cluster yet, after %s: its log says what is missing", wait)
 		if st.state.model != nil {
 			v, forErr := scope.For(st.state.model, st.proxy)
 			var unknown *scope.UnknownWorkloadError

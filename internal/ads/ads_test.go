@@ -3,6 +3,7 @@ package ads_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -18,7 +19,7 @@ func TestConnect(t *testing.T) {
 	p.sync(w)
 	c.await("everything acknowledged", synced(1))
 	recorder := httptest.NewRecorder()
-	c.SyncHandler("istiod-1", "dev").ServeHTTP(recorder, httptest.NewRequest("GET", "/debug/syncz", nil))
+	c.SyncHandler("istiod-1", "dev").ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/debug/syncz", nil))
 	var got struct {
 		Replica, Version string
 		Proxies          []ads.ProxyStatus

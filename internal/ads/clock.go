@@ -64,6 +64,9 @@ func (c *clock) expired() <-chan time.Time {
 	return c.timer.C
 }
 
+// fired says that expired has delivered. Deadlines that are left as they are expire again at once.
+func (c *clock) fired() { c.next = time.Time{} }
+
 func (c *clock) stop() {
 	if c.timer != nil {
 		c.timer.Stop()

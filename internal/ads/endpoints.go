@@ -1,6 +1,8 @@
 package ads
 
 import (
+	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"sync"
 
@@ -87,7 +89,6 @@ func (a *assignment) resource(c *endpoints, set *mesh.EndpointSet, cluster strin
 	if a.err != nil {
 		return nil
 	}
-	cluster = cluster[:min(len(cluster), 8)]
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, v := range a.sent {
@@ -99,11 +100,18 @@ func (a *assignment) resource(c *endpoints, set *mesh.EndpointSet, cluster strin
 		a.sent = a.sent[1:]
 	}
 	r := a.made
-	r.Version += "." + cluster
+	r.Version += "." + short(cluster)
 	made := newResource(session.Endpoints, r)
 	made.Content = a.made.Version
 	a.sent = append(a.sent, versioned{cluster, made})
 	return made
+}
+
+// short is a part of a version in 8 digits: versions of endpoints are sent for each of them, and by each proxy that comes back.
+func short(s string) string {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(s))
+	return fmt.Sprintf("%08x", h.Sum32())
 }
 
 func (c *endpoints) forget(set *mesh.EndpointSet) {

@@ -74,8 +74,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		endpointMisses: counter("selvage_endpoint_cache_misses_total", "Times that the endpoints of a service port were generated."),
 		versions:       map[string]int{}, guilty: map[rejecting]bool{},
 	}
-	all := []prometheus.Collector{m.connected, m.pushes, m.pushTime, m.convergence, m.debounce, m.rejects, m.expiredNonce, m.writeTimeouts,
-		m.answerTimeouts, m.unserved, m.refused, m.views, m.viewHits, m.viewMisses, m.endpointMisses}
+	all := append(make([]prometheus.Collector, 0, 20), m.connected, m.pushes, m.pushTime, m.convergence, m.debounce, m.rejects, m.expiredNonce, m.writeTimeouts,
+		m.answerTimeouts, m.unserved, m.refused, m.views, m.viewHits, m.viewMisses, m.endpointMisses)
 	for k := range m.rejected {
 		kind := session.Kind(k).String()
 		m.rejected[k] = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "pilot_xds_" + kind + "_reject",

@@ -56,7 +56,8 @@ func release(s string) string {
 		return "unknown"
 	}
 	for _, c := range []byte(s) {
-		if !(c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte(".-+_", c) >= 0) {
+		alphanumeric := c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+		if !alphanumeric && strings.IndexByte(".-+_", c) < 0 {
 			return "unknown"
 		}
 	}

@@ -85,8 +85,9 @@ func refsOf(rs []*session.Resource) []string {
 		}
 	}
 	slices.SortFunc(all, ref.Compare)
-	var list []string
-	for _, o := range slices.Compact(all) {
+	all = slices.Compact(all)
+	list := make([]string, 0, len(all))
+	for _, o := range all {
 		list = append(list, o.String())
 	}
 	return list

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -89,6 +90,7 @@ type stream struct {
 
 	writing  session.Kind // type of the response that is being written; nothing when that is idle
 	began    time.Time    // when its write began
+	started  atomic.Bool  // whether it has begun at all
 	idle     bool
 	clock    clock
 	draining <-chan struct{}
@@ -175,8 +177,9 @@ func (st *stream) run(ctx context.Context, first request) error {
 			if err := st.wrote(err); err != nil {
 				return err
 			}
-		case now := <-st.clock.expired():
-			if err := st.late(now); err != nil {
+		case <-st.clock.expired():
+			st.clock.fired()
+			if err := st.late(); err != nil {
 				return err
 			}
 		case <-st.draining:
@@ -250,13 +253,8 @@ func (st *stream) update() error {
 	changes := next.changesSince(st.state.seq)
 	st.state = next
 	scoped, err := scope.For(next.model, st.proxy)
-	var unknown *scope.UnknownWorkloadError
-	if errors.As(err, &unknown) { // its pod is gone, and it ends soon: let it keep what it has
-		st.missed = true
-		return nil
-	}
 	if err != nil {
-		return status.Error(codes.PermissionDenied, err.Error())
+		return st.unscoped(err)
 	}
 	view := s.views.acquire(scoped)
 	if view.err != nil { // logged where it was generated
@@ -275,6 +273,16 @@ func (st *stream) update() error {
 	s.views.release(st.view)
 	st.view = view
 	st.countRejecting()
+	return nil
+}
+
+// unscoped decides about a proxy for which a new model has no view.
+func (st *stream) unscoped(err error) error {
+	var unknown *scope.UnknownWorkloadError
+	if !errors.As(err, &unknown) {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	st.missed = true // its pod is gone, and it ends soon: let it keep what it has
 	return nil
 }
 
@@ -311,7 +319,11 @@ func (st *stream) write() {
 		st.clock.set(answer+deadline(r.Kind), now.Add(st.server.config.AnswerTimeout))
 	}
 	f := newFrame(st.variant, r)
-	go func() { st.written <- st.rpc.SendMsg(f) }() // in a goroutine of its own, for SendMsg cannot be given up
+	st.started.Store(false)
+	go func() { // in a goroutine of its own, for SendMsg cannot be given up
+		st.started.Store(true)
+		st.written <- st.rpc.SendMsg(f)
+	}()
 }
 
 // wrote notes that a write has ended.
@@ -328,9 +340,17 @@ func (st *stream) wrote(err error) error {
 	return nil
 }
 
-// late acts on the deadlines that have passed.
-func (st *stream) late(now time.Time) error {
-	s := st.server
+// late acts on the deadlines that have passed. When this process had no time to run, everything is late, and what was waited
+// for is there by now or has not begun: that is not the proxy's doing, and to reset its stream would make more work.
+func (st *stream) late() error {
+	select {
+	case err := <-st.written:
+		return st.wrote(err)
+	case r := <-st.requests:
+		return st.take(r)
+	default:
+	}
+	s, now := st.server, time.Now()
 	for d := range deadlines {
 		if !st.clock.passed(d, now) {
 			continue
@@ -342,6 +362,10 @@ func (st *stream) late(now time.Time) error {
 			st.session.OpenGates()
 			st.mu.Unlock()
 		case send:
+			if !st.started.Load() {
+				st.clock.set(send, now.Add(s.config.SendTimeout))
+				continue
+			}
 			s.metrics.writeTimeouts.Inc()
 			s.config.Log.Warn("proxy does not read; its stream is reset", "proxy", st.proxy.ID, "type", st.writing.String(), "after", s.config.SendTimeout)
 			return status.Errorf(codes.DeadlineExceeded, "proxy %s did not read a response for %s", st.proxy.ID, s.config.SendTimeout)

@@ -69,16 +69,17 @@ func appendString(b []byte, field protowire.Number, s string) []byte {
 func endpointName(name string, cluster []byte) string {
 	eds := false
 	fields(cluster, func(n protowire.Number, value uint64, bytes []byte) {
-		switch n {
-		case clusterType:
+		if n == clusterType {
 			eds = value == uint64(clusterv3.Cluster_EDS)
-		case clusterEDS:
-			fields(bytes, func(n protowire.Number, _ uint64, bytes []byte) {
-				if n == edsServiceName && len(bytes) > 0 {
-					name = string(bytes)
-				}
-			})
 		}
+		if n != clusterEDS {
+			return
+		}
+		fields(bytes, func(n protowire.Number, _ uint64, bytes []byte) {
+			if n == edsServiceName && len(bytes) > 0 {
+				name = string(bytes)
+			}
+		})
 	})
 	if !eds {
 		return ""
@@ -104,6 +105,7 @@ func fields(message []byte, do func(n protowire.Number, value uint64, bytes []by
 		case protowire.BytesType:
 			b, _ := protowire.ConsumeBytes(message)
 			do(num, 0, b)
+		default: // of no interest here
 		}
 		message = message[n:]
 	}

@@ -108,25 +108,20 @@ func (s *Session) mayRemove(t *track, removed []string) (now, withheld []string)
 	if len(removed) == 0 {
 		return nil, nil
 	}
-	switch t.kind {
-	case Clusters:
-		if !s.clustersUnused() {
-			return nil, removed
-		}
-	case Endpoints:
-		if c := s.tracks[Clusters]; c.flight == nil && !c.lacking(s.variant) {
-			break
-		}
-		for _, n := range removed {
-			if _, asked := t.forced[n]; asked {
-				now = append(now, n)
-			} else {
-				withheld = append(withheld, n)
-			}
-		}
-		return now, withheld
+	if t.kind == Clusters && !s.clustersUnused() {
+		return nil, removed
 	}
-	return removed, nil
+	if c := s.tracks[Clusters]; t.kind != Endpoints || c.flight == nil && !c.lacking(s.variant) {
+		return removed, nil
+	}
+	for _, n := range removed {
+		if _, asked := t.forced[n]; asked {
+			now = append(now, n)
+		} else {
+			withheld = append(withheld, n)
+		}
+	}
+	return now, withheld
 }
 
 // clustersUnused reports whether the client's listeners and routes are those that go with the new clusters. While one is

@@ -81,6 +81,10 @@ func (s *Session) startDelta(t *track, r DeltaRequest) {
 	if len(r.Subscribe) == 0 { // the form from before there was "*"
 		t.wildcard = t.kind != Endpoints && t.kind != Routes
 	}
+	if n := len(r.Subscribe); n > 0 {
+		t.over = make(map[string]*Resource, n)
+		t.forced = make(map[string]struct{}, n)
+	}
 	for _, n := range r.Subscribe {
 		t.subscribe(n)
 	}

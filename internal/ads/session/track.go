@@ -205,6 +205,13 @@ func (t *track) launched(f *flight) {
 			put(&t.missing, n)
 		}
 	}
+	// A map that was large stays large: let go of what a first subscription has filled.
+	if len(t.dirty) == 0 {
+		t.dirty = nil
+	}
+	if len(t.forced) == 0 {
+		t.forced = nil
+	}
 }
 
 // acknowledged notes that the client holds what was sent.
