@@ -257,7 +257,7 @@ func (st *stream) update() error {
 		return st.unscoped(err)
 	}
 	view := s.views.acquire(scoped)
-	if view.err != nil { // logged where it was generated
+	if view.failed() { // logged where it was generated
 		s.views.release(view)
 		st.missed = true
 		return nil

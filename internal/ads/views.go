@@ -36,6 +36,9 @@ type view struct {
 	seq  uint64 // the newest state of which a stream has asked for it
 }
 
+// failed reports that there is no configuration, because it could not be generated.
+func (v *view) failed() bool { return v.err != nil }
+
 func newViews(generate func(scope.View) (*xds.Config, error), m *metrics, log *slog.Logger) *views {
 	return &views{
 		generate: generate, metrics: m, log: log,
