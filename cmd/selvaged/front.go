@@ -49,6 +49,9 @@ const (
 
 // run opens all ports before it serves any, so that a port in use is one clear error and nothing half started.
 func (f *front) run(ctx context.Context) error {
+	if f.options.xdsPlainAddr != "" {
+		return errors.New("--xds-plain-addr is not carried out yet: without TLS no proxy can prove who it is; leave it empty")
+	}
 	xds, err := listen(ctx, "--xds-addr", f.options.xdsAddr)
 	if err != nil {
 		return err
@@ -73,14 +76,6 @@ func (f *front) run(ctx context.Context) error {
 	secure := f.grpcServer(grpc.Creds(credentials.NewTLS(f.authority.TLSConfig())))
 	f.authority.Register(secure)
 	serveGRPC(serving, work, secure, xds)
-	if f.options.xdsPlainAddr != "" {
-		plain, err := listen(ctx, "--xds-plain-addr", f.options.xdsPlainAddr)
-		if err != nil {
-			return err
-		}
-		f.log.Warn("xDS is served without TLS: use this for tests only", "address", plain.Addr().String())
-		serveGRPC(serving, work, f.grpcServer(), plain)
-	}
 	serveHTTP(serving, work, &http.Server{Handler: f.admission, TLSConfig: f.authority.ServingTLSConfig()}, webhooks)
 	serveHTTP(serving, work, &http.Server{Handler: f.statusHandler()}, status)
 	f.log.Info("listening", "xds", xds.Addr().String(), "webhook", webhooks.Addr().String(), "http", status.Addr().String())
@@ -98,10 +93,10 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 
 // grpcServer has the limits of a port that strangers can reach: see ads and ca for those of a caller.
 func (f *front) grpcServer(more ...grpc.ServerOption) *grpc.Server {
-	server := grpc.NewServer(append(more,
+	server := grpc.NewServer(append(more, ads.Codec(),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.MaxRecvMsgSize(4<<20), grpc.MaxConcurrentStreams(100),
+		grpc.MaxRecvMsgSize(8<<20), grpc.MaxConcurrentStreams(100), // a reconnecting proxy names all that it holds, some 50 bytes each
 		grpc.ConnectionTimeout(15*time.Second),
 		grpc.ReadBufferSize(4<<10),
 	)...)
@@ -123,6 +118,7 @@ func serveGRPC(ctx context.Context, work *errgroup.Group, server *grpc.Server, l
 // serveHTTP serves until ctx ends, over TLS where the server has a configuration for it.
 func serveHTTP(ctx context.Context, work *errgroup.Group, server *http.Server, l net.Listener) {
 	server.ReadHeaderTimeout, server.IdleTimeout, server.MaxHeaderBytes = 10*time.Second, 2*time.Minute, 64<<10
+	server.ReadTimeout, server.WriteTimeout = 30*time.Second, time.Minute
 	work.Go(func() error {
 		serve := func() error { return server.Serve(l) }
 		if server.TLSConfig != nil {

@@ -33,7 +33,7 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.namespace, "namespace", "istio-system", "namespace of the control plane, and the mesh's root namespace")
 	f.StringVar(&o.revision, "revision", defaultRevision, "revision of this control plane")
 	f.StringVar(&o.xdsAddr, "xds-addr", ":15012", "address of xDS and the CA, mutual TLS")
-	f.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "address of xDS without TLS, for tests only; off when empty; never serves the CA")
+	f.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "address of xDS without TLS; not carried out yet, leave it empty")
 	f.StringVar(&o.webhookAddr, "webhook-addr", ":15017", "address of the webhooks")
 	f.StringVar(&o.httpAddr, "http-addr", ":15014", "address of metrics, health and debug")
 	f.StringVar(&o.clusterID, "cluster-id", "Kubernetes", "name of this cluster in the mesh")

@@ -17,13 +17,13 @@ var errDraining = status.Error(codes.Unavailable, "the control plane is shutting
 func (s *Server) enter() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open++
 	switch {
 	case s.idle != nil:
 		return errDraining
-	case s.config.MaxStreams > 0 && s.open > s.config.MaxStreams:
+	case s.config.MaxStreams > 0 && s.open >= s.config.MaxStreams:
 		return status.Errorf(codes.ResourceExhausted, "this replica serves %d streams already: connect again to reach another replica", s.config.MaxStreams)
 	}
+	s.open++
 	return nil
 }
 
@@ -58,15 +58,16 @@ func (st *stream) introduce(ctx context.Context, receive func() (request, error)
 	c := &st.server.config
 	patience, cancel := context.WithTimeout(ctx, c.PodWait)
 	defer cancel()
-	if err := st.server.limiter.Wait(patience); err != nil {
-		return first, "", status.Error(codes.Unavailable, "too many proxies connect at once: connect again later")
-	}
 	namespace, account, err := c.Authenticate(ctx)
 	if err != nil {
 		if _, ok := status.FromError(err); ok {
 			return first, "", err
 		}
 		return first, "", status.Errorf(codes.Unauthenticated, "the proxy's identity is not proven: %v", err)
+	}
+	// After the caller has proven itself, so that who cannot does not take the places of those who can.
+	if err := st.server.limiter.Wait(patience); err != nil {
+		return first, "", status.Error(codes.Unavailable, "too many proxies connect at once: connect again later")
 	}
 	go st.receive(ctx, receive)
 	select {

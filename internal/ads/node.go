@@ -19,6 +19,9 @@ type node struct {
 	release   string // metadata ISTIO_VERSION: the release of the agent
 }
 
+// maxNodeID bounds what a proxy may have us keep and log as its name.
+const maxNodeID = 1024
+
 // parseNode reads a node whose id is, as Istio's, TYPE~IP~POD.NAMESPACE~DOMAIN.
 func parseNode(n *corev3.Node) (node, error) {
 	if n == nil {
@@ -28,6 +31,9 @@ func parseNode(n *corev3.Node) (node, error) {
 	bad := func(cause string) (node, error) {
 		return node{}, fmt.Errorf("node id %.200q: %s; want sidecar~IP~POD.NAMESPACE~NAMESPACE.svc.DOMAIN, as selvage-agent sends it", id, cause)
 	}
+	if len(id) > maxNodeID {
+		return bad(fmt.Sprintf("it has %d bytes, more than %d", len(id), maxNodeID))
+	}
 	parts := strings.Split(id, "~")
 	if len(parts) != 4 {
 		return bad(fmt.Sprintf("it has %d parts instead of 4", len(parts)))
@@ -35,7 +41,7 @@ func parseNode(n *corev3.Node) (node, error) {
 	if parts[0] != "sidecar" {
 		return bad(fmt.Sprintf("proxies of type %.40q are not served", parts[0]))
 	}
-	if _, err := netip.ParseAddr(parts[1]); err != nil {
+	if ip, err := netip.ParseAddr(parts[1]); err != nil || ip.Zone() != "" {
 		return bad(fmt.Sprintf("%.60q is no IP address", parts[1]))
 	}
 	dot := strings.LastIndexByte(parts[2], '.')

@@ -75,7 +75,7 @@ func (s *certificateService) sign(ctx context.Context, in *securityv1alpha1.Isti
 		s.metrics.signErrors.WithLabelValues("no_root").Inc()
 		return caller, nil, status.Errorf(codes.Unavailable, "cannot sign: %v", err)
 	}
-	blocks, err := r.issuer.SignWorkload(request, caller.Identity, s.lifetime(in.GetValidityDuration()), time.Now())
+	blocks, err := r.issuer.SignWorkload(request, caller.Identity, s.lifetime(in.GetValidityDuration(), caller), time.Now())
 	switch {
 	case errors.Is(err, pki.ErrIssuerExpired):
 		s.metrics.signErrors.WithLabelValues("root_expired").Inc()
@@ -113,7 +113,13 @@ func checkMetadata(in *securityv1alpha1.IstioCertificateRequest) error {
 }
 
 // lifetime is how long a certificate lives whose caller asks for that many seconds.
-func (a *Authority) lifetime(seconds int64) time.Duration {
+func (a *Authority) lifetime(seconds int64, caller Caller) time.Duration {
+	if caller.ByCertificate { // who shows only an old certificate gets no longer one than the default
+		if seconds <= 0 || seconds > int64(a.config.WorkloadLifetime/time.Second) {
+			return a.config.WorkloadLifetime
+		}
+		return time.Duration(seconds) * time.Second
+	}
 	if seconds <= 0 {
 		return a.config.WorkloadLifetime
 	}

@@ -334,8 +334,9 @@ func TestLifetimeThatIsAskedFor(t *testing.T) {
 			"none":      {0, 24 * time.Hour},
 			"negative":  {-5, 24 * time.Hour},
 			"an hour":   {3600, time.Hour},
-			"too long":  {90 * 24 * 3600, 48 * time.Hour},
-			"overflows": {1<<63 - 1, 48 * time.Hour},
+			// by certificate no longer than the default, or a stolen one could make itself a long life
+			"too long":  {90 * 24 * 3600, 24 * time.Hour},
+			"overflows": {1<<63 - 1, 24 * time.Hour},
 		} {
 			out, err := a.service().CreateCertificate(ctx, &securityv1alpha1.IstioCertificateRequest{Csr: csr(t), ValidityDuration: c.seconds})
 			if err != nil {
@@ -343,6 +344,11 @@ func TestLifetimeThatIsAskedFor(t *testing.T) {
 			}
 			if got := time.Until(leafOf(t, out.CertChain).NotAfter); got != c.want {
 				t.Errorf("%s: %s, want %s", name, got, c.want)
+			}
+		}
+		for seconds, want := range map[int64]time.Duration{0: 24 * time.Hour, 3600: time.Hour, 90 * 24 * 3600: 48 * time.Hour, 1<<63 - 1: 48 * time.Hour} {
+			if got := a.lifetime(seconds, Caller{}); got != want {
+				t.Errorf("%d s by token: %s, want %s", seconds, got, want)
 			}
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -86,12 +87,22 @@ func (t *table) write(w io.Writer) error {
 	return err
 }
 
+// printable is text without control characters: what a proxy reports must not move the cursor of whoever reads it.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
 // wrap breaks text at blanks into lines of at most width, each after the indent. A longer word has a line of its own.
 func wrap(text, indent string, width int) string {
 	var b strings.Builder
 	for paragraph := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
 		line := indent
-		for word := range strings.FieldsSeq(paragraph) {
+		for word := range strings.FieldsSeq(printable(paragraph)) {
 			if line != indent && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
 				b.WriteString(line + "\n")
 				line = indent

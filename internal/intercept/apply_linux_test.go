@@ -75,8 +75,8 @@ func TestOnlyListedPortsAndRangesAreCaptured(t *testing.T) {
 			o := usual()
 			o.InboundPorts, _ = ParsePorts("8080")
 			o.OutboundRanges, _ = ParseRanges("10.88.0.128/25,2001:db8::/32")
-			if r := p.apply(o, b); r.IPv6 {
-				t.Error("rules for IPv6 in a pod that has only IPv4")
+			if r := p.apply(o, b); !r.IPv6 {
+				t.Error("no rules for IPv6 in a pod with a link-local address only: a neighbour can go around the proxy by it")
 			}
 			ip(t, "-n", p.peer, "addr", "add", "10.88.0.130/24", "dev", "eth0")
 			p.serve(p.pod, "outbound", ":15001")

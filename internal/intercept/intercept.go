@@ -27,7 +27,7 @@ func Apply(ctx context.Context, o Options, use Backend) (Result, error) {
 	if err := o.Validate(); err != nil {
 		return Result{}, fmt.Errorf("check options: %w", err)
 	}
-	families, err := podFamilies()
+	families, err := podFamilies(ruled)
 	if err != nil {
 		return Result{}, err
 	}
@@ -105,14 +105,21 @@ func Render(o Options, b Backend) (string, error) {
 	return "# IPv4\n" + restoreInput(natTable{}, chains(o, ipv4)) + "# IPv6, when the pod has an IPv6 address\n" + restoreInput(natTable{}, chains(o, ipv6)), nil
 }
 
-// podFamilies are the IP versions that the pod has addresses of, IPv4 always.
-func podFamilies() ([]family, error) {
+// ruled is an IPv6 address that rules are needed for: any but loopback and our own. A link-local one is enough for a neighbour to
+// reach an application that listens on ::, also where the cluster has no IPv6.
+func ruled(a netip.Addr) bool { return !a.IsLoopback() && a.WithZone("") != ipv6.passthrough.Addr() }
+
+// routable is an IPv6 address that Envoy serves, so that a connection through the rules can be tried.
+func routable(a netip.Addr) bool { return a.IsGlobalUnicast() && a != ipv6.passthrough.Addr() }
+
+// podFamilies are the IP versions that the pod has such addresses of, IPv4 always.
+func podFamilies(counts func(netip.Addr) bool) ([]family, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, fmt.Errorf("list the pod's addresses: %w", err)
 	}
 	for _, a := range addrs {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().Is6() && prefix.Addr().IsGlobalUnicast() && prefix.Addr() != ipv6.passthrough.Addr() {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().Is6() && counts(prefix.Addr()) {
 			return []family{ipv4, ipv6}, nil
 		}
 	}

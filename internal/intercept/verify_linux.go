@@ -35,7 +35,7 @@ func Verify(ctx context.Context, o Options) (notes []string, err error) {
 	if os.Geteuid() == int(o.ProxyUID) || os.Getegid() == int(o.ProxyGID) {
 		return nil, fmt.Errorf("verify interception: this program runs as the proxy's own user or group %d:%d, whose connections are not captured", o.ProxyUID, o.ProxyGID)
 	}
-	families, err := podFamilies()
+	families, err := podFamilies(routable)
 	if err != nil {
 		return nil, err
 	}

@@ -155,12 +155,13 @@ func (c *Cluster) logChanges(ctx context.Context, before, after *index.Snapshot)
 	c.log.Debug("cluster changed", "objects", len(changed), "first", names)
 }
 
-// gathered reports whether there is a world to show: every source was read, or is optional and refused.
+// gathered reports whether there is a world to show: every source was read, or is optional and refused. Policies that exist but
+// may not be read are no such case: a first world without them would take plain text where STRICT is in force.
 func (c *Cluster) gathered() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.sources {
-		if !s.read && (!s.optional || s.denied() == nil) {
+		if !s.read && !s.dispensable() {
 			return false
 		}
 	}
@@ -178,7 +179,7 @@ func (c *Cluster) Ready() error {
 	var waiting []string
 	var failed error
 	for _, s := range c.sources {
-		if s.read || s.optional && s.denied() != nil {
+		if s.read || s.dispensable() {
 			continue
 		}
 		if err := s.failure(); err != nil && failed == nil {

@@ -240,7 +240,7 @@ func TestUnreachableServerIsNotARefusal(t *testing.T) {
 }
 
 func TestMissingPolicyKindDoesNotHoldUpTheRest(t *testing.T) {
-	for name, refusal := range map[string]error{"no CRD": missing(), "forbidden": forbidden("peerauthentications", "list")} {
+	for name, refusal := range map[string]error{"no CRD": missing()} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fixture) {
 				f.refused.Store("peerauthentications list", refusal)
@@ -264,6 +264,25 @@ func TestMissingPolicyKindDoesNotHoldUpTheRest(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestForbiddenPoliciesDoNotOpenTheMesh(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fixture) {
+		f.refused.Store("peerauthentications list", forbidden("peerauthentications", "list"))
+		f.run()
+		f.pass(time.Minute)
+		if len(f.snapshots) != 0 {
+			t.Fatal("a world without policies was shown because they may not be read: where they say STRICT it takes plain text")
+		}
+		if err := f.cluster.Ready(); err == nil || !strings.Contains(err.Error(), "does not grant the verb list") {
+			t.Errorf("Ready says %v", err)
+		}
+		f.refused.Delete("peerauthentications list")
+		f.pass(10 * time.Second)
+		if len(f.snapshots) == 0 || f.cluster.Ready() != nil {
+			t.Errorf("10 s after the role was mended: %d snapshots, ready: %v", len(f.snapshots), f.cluster.Ready())
+		}
+	})
 }
 
 func TestRevisionReadsItsOwnMeshConfig(t *testing.T) {

@@ -34,9 +34,11 @@ type source struct {
 	role     ref.Ref // that should grant it
 	// optional sources do not hold up the first snapshot when they are refused; without says what that costs.
 	optional bool
-	without  string
-	list     func(context.Context, metav1.ListOptions) (runtime.Object, error)
-	watch    func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	// guards is set for kinds that close something: being forbidden to read them does not count as there being none.
+	guards  bool
+	without string
+	list    func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch   func(context.Context, metav1.ListOptions) (watch.Interface, error)
 
 	// Guarded by the cluster's mutex.
 	read   bool             // the kind was listed once
@@ -75,7 +77,7 @@ func sources(c Config, meshConfigMap string) []*source {
 
 	policies := newSource(index.PeerAuthentications, &securityv1.PeerAuthentication{}, c.Istio.SecurityV1().PeerAuthentications(""))
 	policies.group, policies.client = securityv1.GroupName, c.Istio
-	policies.optional, policies.without = true, "no PeerAuthentication is in force: every port takes plain text too"
+	policies.optional, policies.guards, policies.without = true, true, "no PeerAuthentication is in force: every port takes plain text too"
 
 	meshConfig := newSource(index.ConfigMaps, &corev1.ConfigMap{}, k.CoreV1().ConfigMaps(c.Namespace))
 	meshConfig.selector = "metadata.name=" + meshConfigMap
@@ -113,6 +115,23 @@ func (s *source) denied() error {
 		}
 	}
 	return nil
+}
+
+// dispensable reports that the first snapshot need not wait for the source: it is optional, and the API server refuses it, or,
+// where a missing right must not open the mesh, does not have it.
+func (s *source) dispensable() bool {
+	if !s.optional || s.denied() == nil {
+		return false
+	}
+	if !s.guards {
+		return true
+	}
+	for _, err := range s.failed {
+		if apierrors.IsForbidden(err) {
+			return false
+		}
+	}
+	return true
 }
 
 // failure says what the last requests failed with, nil when they did not.

@@ -158,7 +158,7 @@ type InboundPort struct {
 	Number   uint32 // the container's port, where the connection arrives
 	Protocol Protocol
 	MTLS     Mode
-	Services []ServiceTarget // the service ports that lead here, sorted; never empty
+	Services []ServiceTarget // the service ports that lead here, sorted; empty for a port that only a policy names
 	Refs     []ref.Ref
 }
 

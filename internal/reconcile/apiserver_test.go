@@ -23,6 +23,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/ptr"
+
+	"github.com/selvage-mesh/selvage/internal/admission"
 )
 
 // These tests need a real API server: its admission of patches, its field management and its RBAC are what they are about.
@@ -373,4 +375,8 @@ func TestRootIsInEveryNamespace(t *testing.T) {
 			t.Errorf("namespace %s: %v", system, err)
 		}
 	}
+}
+
+func patchOf(observed admission.Configuration, root []byte) admission.Patch {
+	return admission.Plan([]admission.Configuration{observed}, observed.Labels["istio.io/rev"], root)[0]
 }

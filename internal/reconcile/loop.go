@@ -126,6 +126,7 @@ func (l *loop[K]) settle() {
 // followRoots calls each whenever the root changes, until ctx ends.
 func followRoots(ctx context.Context, roots RootSource, each func()) {
 	_, changed := roots.Roots()
+	each() // a change between the loop's start and here told nobody
 	for {
 		select {
 		case <-ctx.Done():

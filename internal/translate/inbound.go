@@ -116,7 +116,8 @@ func (n *namespace) inbound(pod *index.Pod) (*mesh.Inbound, []diag.Problem) {
 		in.Ports = append(in.Ports, port)
 		targets = targets[same:]
 	}
-	return in, append(problems, unservedPorts(auth.policy, in)...)
+	policyPorts(auth, in)
+	return in, problems
 }
 
 func sortTargets(port *mesh.InboundPort) {
@@ -137,22 +138,19 @@ func otherProtocol(first, t target) diag.Problem {
 	}
 }
 
-// unservedPorts are the ports of a policy that no service leads to.
-func unservedPorts(p *index.PeerAuthentication, in *mesh.Inbound) (problems []diag.Problem) {
-	if p == nil {
-		return nil
+// policyPorts adds the ports that a policy names and no service leads to: what they say holds there too.
+func policyPorts(auth workloadAuthentication, in *mesh.Inbound) {
+	if auth.policy == nil {
+		return
 	}
-	for _, port := range p.Ports {
-		if slices.ContainsFunc(in.Ports, func(i mesh.InboundPort) bool { return i.Number == port.Number }) || port.Number > 65535 {
+	for _, p := range auth.policy.Ports {
+		if p.Number == 0 || p.Number > 65535 || slices.ContainsFunc(in.Ports, func(i mesh.InboundPort) bool { return i.Number == p.Number }) {
 			continue
 		}
-		problems = append(problems, diag.Problem{
-			Code: diag.UnsupportedField, Severity: diag.Error, Object: p.Ref(), Field: fmt.Sprintf("spec.portLevelMtls[%d]", port.Number),
-			Detail: "no service leads to this port of the selected pods, and for other ports this version carries out spec.mtls.mode only",
-			Hint:   "write the container's port, not the service's; if no service has it, add one",
-		})
+		mode := auth.port(p.Number)
+		in.Ports = append(in.Ports, mesh.InboundPort{Number: p.Number, Protocol: mesh.TCP, MTLS: mode.mode, Refs: mode.refs()})
 	}
-	return problems
+	slices.SortFunc(in.Ports, func(a, b mesh.InboundPort) int { return cmp.Compare(a.Number, b.Number) })
 }
 
 // modeOf gives how a workload takes connections to one of its ports.

@@ -37,7 +37,9 @@ const (
 	unsized = maxBody
 	// readTimeout is for a body to arrive, waitTimeout for its turn. Both end before the API server's 10 s.
 	readTimeout = 5 * time.Second
-	waitTimeout = 3 * time.Second
+	// writeTimeout is how long a peer may take to read the answer.
+	writeTimeout = 5 * time.Second
+	waitTimeout  = 3 * time.Second
 )
 
 // Config is what a Handler needs.
@@ -98,13 +100,15 @@ func (h *Handler) serveInject(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusServiceUnavailable, err)
 		return
 	}
-	defer release()
 	body, status, err := readBody(w, r)
 	if err != nil {
+		release()
 		fail(status, err)
 		return
 	}
 	answer, status, err := h.contain(body, r.PathValue("cluster"), r.PathValue("network"))
+	release() // before the answer is written: who reads it slowly, or not at all, holds up nobody else
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	if err != nil {
 		fail(status, err)
 		return

@@ -46,6 +46,9 @@ const wildcard = "*"
 
 // Delta takes a request of the delta variant. An error means that the client asks for more than it may.
 func (s *Session) Delta(r DeltaRequest) (Outcome, error) {
+	if err := tooLong(r.Subscribe, r.Unsubscribe); err != nil {
+		return Outcome{}, err
+	}
 	t, err := s.track(r.TypeURL)
 	if err != nil {
 		return Outcome{}, err
@@ -66,8 +69,20 @@ func (s *Session) Delta(r DeltaRequest) (Outcome, error) {
 	return out, tooMany(t)
 }
 
+// tooLong refuses names that no resource of ours has, and that would only be kept.
+func tooLong(lists ...[]string) error {
+	for _, names := range lists {
+		for _, n := range names {
+			if len(n) > maxName {
+				return fmt.Errorf("subscribe to a resource whose name has %d bytes: at most %d are allowed", len(n), maxName)
+			}
+		}
+	}
+	return nil
+}
+
 func tooMany(t *track) error {
-	if n := t.subscribed(); n > maxNames {
+	if n := max(t.subscribed(), len(t.forced)); n > maxNames {
 		return fmt.Errorf("subscribe to %d resources of %s: at most %d are allowed", n, t.url, maxNames)
 	}
 	return nil

@@ -88,6 +88,7 @@ type Response struct {
 // Bounds of what one client may make the server remember.
 const (
 	maxNames        = 100_000 // subscriptions of one type
+	maxName         = 1024    // bytes of a resource's name
 	maxUnknownTypes = 16
 	maxErrorText    = 4096 // bytes of a rejection's text that are kept
 )

@@ -7,6 +7,9 @@ import (
 
 // SotW takes a request of the state-of-the-world variant. An error means that the client asks for more than it may.
 func (s *Session) SotW(r SotWRequest) (Outcome, error) {
+	if err := tooLong(r.Names); err != nil {
+		return Outcome{}, err
+	}
 	t, err := s.track(r.TypeURL)
 	if err != nil {
 		return Outcome{}, err
