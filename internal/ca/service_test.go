@@ -263,8 +263,9 @@ func TestRefusedAndUncheckedTokensAreToldApart(t *testing.T) {
 		asked++
 		return true, &authenticationv1.TokenReview{Status: answer}, fails
 	})
+	expires := time.Now().Add(time.Hour) // one for all: a token is the same only with the same end
 	ask := func(seed string) error {
-		_, err := a.Authenticate(call(t.Context(), nil, jwt("istio-ca", time.Now().Add(time.Hour), seed)))
+		_, err := a.Authenticate(call(t.Context(), nil, jwt("istio-ca", expires, seed)))
 		return err
 	}
 	fails = errors.New("connection refused")
