@@ -72,6 +72,11 @@ func TestWhoIsRefused(t *testing.T) {
 		p.subscribe("CDS")
 		p.next("CDS")
 		refused(t, c.connect("web-0", "shop/web").fails(), codes.ResourceExhausted, "1 streams")
+		p.cancel()
+		c.await("the place to be free", func(all []ads.ProxyStatus) bool { return len(all) == 0 })
+		again := c.connect("web-0", "shop/web") // a refusal took no place for good
+		again.subscribe("CDS")
+		again.next("CDS")
 	})
 }
 

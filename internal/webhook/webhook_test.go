@@ -428,3 +428,46 @@ func TestNewNeedsItsParts(t *testing.T) {
 		t.Error("an empty Config was accepted")
 	}
 }
+
+// unread is the answer of a request whose sender does not read it.
+type unread struct {
+	http.ResponseWriter
+	writing chan<- struct{}
+	forever <-chan struct{}
+}
+
+func (u unread) Write(p []byte) (int, error) {
+	u.writing <- struct{}{}
+	<-u.forever
+	return len(p), nil
+}
+
+// TestWhoDoesNotReadHoldsUpNobody: answers that nobody takes must not use up what requests may hold in memory.
+func TestWhoDoesNotReadHoldsUpNobody(t *testing.T) {
+	h, err := webhook.New(webhook.Config{Config: defaults(t), Registerer: prometheus.NewPedanticRegistry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := request(t, "metadata: {name: web}\nspec: {containers: [{name: a}]}")
+	ask := func(w http.ResponseWriter) {
+		r := httptest.NewRequest(http.MethodPost, "/inject", bytes.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		r.ContentLength = -1 // as in a chunked request, which counts for the most that a body may be
+		h.ServeHTTP(w, r)
+	}
+	writing, forever := make(chan struct{}), make(chan struct{})
+	var group sync.WaitGroup
+	for range 40 { // of 3 MiB each: more than may be in flight
+		group.Go(func() { ask(unread{httptest.NewRecorder(), writing, forever}) })
+	}
+	for range 40 {
+		<-writing
+	}
+	answer := httptest.NewRecorder()
+	ask(answer)
+	if answer.Code != http.StatusOK {
+		t.Errorf("the next request got %d: %s", answer.Code, answer.Body)
+	}
+	close(forever)
+	group.Wait()
+}
