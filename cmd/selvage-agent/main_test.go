@@ -192,7 +192,7 @@ func TestInitInAPod(t *testing.T) {
 		"--exclude-inbound-ports", "15020,15021,15090", "--outbound-ranges", "*", "--exclude-outbound-ranges", "", "--exclude-outbound-ports", ""}
 	// The capabilities that injection gives, and no other.
 	limited := append([]string{"setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all,+net_admin,+net_raw"}, injected...)
-	for _, want := range []string{"interception rules installed with iptables-nft for IPv4 and IPv6, verified", "interception rules are in place already with iptables-nft for IPv4, verified"} {
+	for _, want := range []string{"interception rules installed with iptables-nft for IPv4 and IPv6, verified", "interception rules are in place already with iptables-nft for IPv4 and IPv6, verified"} {
 		out, err := do("ip", append(append([]string{}, in...), limited...)...)
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("%v: %q, want %q", err, out, want)

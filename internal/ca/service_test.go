@@ -332,9 +332,9 @@ func TestLifetimeThatIsAskedFor(t *testing.T) {
 			seconds int64
 			want    time.Duration
 		}{
-			"none":      {0, 24 * time.Hour},
-			"negative":  {-5, 24 * time.Hour},
-			"an hour":   {3600, time.Hour},
+			"none":     {0, 24 * time.Hour},
+			"negative": {-5, 24 * time.Hour},
+			"an hour":  {3600, time.Hour},
 			// by certificate no longer than the default, or a stolen one could make itself a long life
 			"too long":  {90 * 24 * 3600, 24 * time.Hour},
 			"overflows": {1<<63 - 1, 24 * time.Hour},
