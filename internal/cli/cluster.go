@@ -48,7 +48,7 @@ func (a *app) connect() (*connection, error) {
 	}
 	config, err := loader.ClientConfig()
 	if err != nil {
-		return nil, &kubeconfigError{path: a.kubeconfig, program: a.name(), err: err}
+		return nil, &kubeconfigError{path: a.kubeconfig, program: a.name(), variable: a.Getenv("KUBECONFIG"), err: err}
 	}
 	a.host = config.Host
 	config.QPS, config.Timeout = -1, requestTimeout // the API server limits by itself, fairly
@@ -83,6 +83,7 @@ func contextNames(raw clientcmdapi.Config) string {
 // kubeconfigError is a kubeconfig that leads nowhere.
 type kubeconfigError struct {
 	path, program string
+	variable      string // what KUBECONFIG is set to, "" when it is not
 	err           error
 }
 
@@ -95,6 +96,8 @@ func (e *kubeconfigError) Error() string {
 	switch {
 	case e.path != "" && errors.Is(e.err, fs.ErrNotExist):
 		return fmt.Sprintf("there is no kubeconfig %s: --kubeconfig takes the path of an existing file", e.path)
+	case e.isEmpty() && e.variable != "":
+		return fmt.Sprintf("KUBECONFIG is %s, and no such file holds a cluster: set it to an existing kubeconfig, or make a lab on this machine with `%s up`", e.variable, e.program)
 	case e.isEmpty():
 		return fmt.Sprintf("no cluster is configured: set KUBECONFIG or --kubeconfig, or make a lab on this machine with `%s up`", e.program)
 	}

@@ -133,7 +133,11 @@ func (l *Lab) await(ctx context.Context, name string, limit time.Duration, check
 		if errors.Is(err, context.Canceled) {
 			return err
 		}
-		return &fault.Fault{Problem: name + " did not come up", Next: "its log: " + l.shown("logs", name+".log"), Cause: err}
+		next := "its log: " + l.shown("logs", name+".log")
+		if _, missing := os.Stat(l.dir.File(filepath.Join("logs", name+".log"))); missing != nil { // no program of ours
+			next = "look with bin/selvage status and bin/kubectl get pods -A, or start afresh: selvage down, then selvage up"
+		}
+		return &fault.Fault{Problem: name + " did not come up", Next: next, Cause: err}
 	}
 	return nil
 }
