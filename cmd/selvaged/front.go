@@ -73,9 +73,7 @@ func (f *front) run(ctx context.Context) error {
 		time.AfterFunc(lameDuck, stop)
 		return nil
 	})
-	secure := f.grpcServer(grpc.Creds(credentials.NewTLS(f.authority.TLSConfig())))
-	f.authority.Register(secure)
-	serveGRPC(serving, work, secure, xds)
+	serveGRPC(serving, work, f.grpcServer(), xds)
 	serveHTTP(serving, work, &http.Server{Handler: f.admission, TLSConfig: f.authority.ServingTLSConfig()}, webhooks)
 	serveHTTP(serving, work, &http.Server{Handler: f.statusHandler()}, status)
 	f.log.Info("listening", "xds", xds.Addr().String(), "webhook", webhooks.Addr().String(), "http", status.Addr().String())
@@ -92,15 +90,16 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 }
 
 // grpcServer has the limits of a port that strangers can reach: see ads and ca for those of a caller.
-func (f *front) grpcServer(more ...grpc.ServerOption) *grpc.Server {
-	server := grpc.NewServer(append(more, ads.Codec(),
+func (f *front) grpcServer() *grpc.Server {
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(f.authority.TLSConfig())), ads.Codec(),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(8<<20), grpc.MaxConcurrentStreams(100), // a reconnecting proxy names all that it holds, some 50 bytes each
 		grpc.ConnectionTimeout(15*time.Second),
 		grpc.ReadBufferSize(4<<10),
-	)...)
+	)
 	f.proxies.Register(server)
+	f.authority.Register(server)
 	return server
 }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
 // options are the flags of selvaged. Each is also an environment variable: --xds-addr is SELVAGE_XDS_ADDR.
@@ -24,14 +26,11 @@ type options struct {
 	logLevel     string
 }
 
-// defaultRevision is the revision of an installation that names none; its objects carry no suffix.
-const defaultRevision = "default"
-
 func (o *options) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "path of a kubeconfig; in-cluster configuration when empty")
 	f.StringVar(&o.namespace, "namespace", "istio-system", "namespace of the control plane, and the mesh's root namespace")
-	f.StringVar(&o.revision, "revision", defaultRevision, "revision of this control plane")
+	f.StringVar(&o.revision, "revision", inject.DefaultRevision, "revision of this control plane")
 	f.StringVar(&o.xdsAddr, "xds-addr", ":15012", "address of xDS and the CA, mutual TLS")
 	f.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "address of xDS without TLS; not carried out yet, leave it empty")
 	f.StringVar(&o.webhookAddr, "webhook-addr", ":15017", "address of the webhooks")
