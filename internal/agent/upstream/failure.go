@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -115,7 +114,7 @@ func explain(c Config, t *trace, err error) *Failure {
 		return known
 	}
 	f := &Failure{Reason: Other, Address: c.Address, Detail: detail(err), cause: err}
-	connected, secured, cause := t.read()
+	connected, secured, alerted, cause := t.read()
 	switch {
 	case cause != nil && !connected:
 		f.Reason, f.Detail = dialReason(cause), detail(cause)
@@ -127,6 +126,8 @@ func explain(c Config, t *trace, err error) *Failure {
 		if f.Reason == Handshake && timedOut(cause) {
 			f.Detail = fmt.Sprintf("the handshake did not end within %s", c.Timeout)
 		}
+	case alerted:
+		f.Reason = Unauthorized
 	case errors.Is(err, io.EOF):
 		f.Reason, f.Detail = Ended, ""
 	default:
@@ -163,7 +164,6 @@ func handshakeReason(err error) Reason {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
 	var invalid x509.CertificateInvalidError
-	var alert tls.AlertError
 	switch {
 	case errors.As(err, &unknown):
 		return UnknownRoot
@@ -171,7 +171,7 @@ func handshakeReason(err error) Reason {
 		return WrongName
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return Expired
-	case errors.As(err, &alert): // the server refuses our certificate
+	case isAlert(err): // the server refuses our certificate
 		return Unauthorized
 	}
 	return Handshake
@@ -192,11 +192,8 @@ func statusReason(err error) Reason {
 	case codes.DeadlineExceeded:
 		return Timeout
 	case codes.Unavailable:
-		if strings.Contains(s.Message(), "remote error: tls: ") { // with TLS 1.3 the server judges our certificate after the handshake
-			return Unauthorized
-		}
 		// gRPC's own words for a transport that ended; anything else is the server's answer.
-		for _, ended := range []string{"error reading from server", "transport is closing", "connection closed", "connection error", "GOAWAY", "keepalive"} {
+		for _, ended := range []string{"error reading from server", "transport is closing", "connection closed", "connection error", "GOAWAY", "keepalive", "broken pipe", "connection reset by peer"} {
 			if strings.Contains(s.Message(), ended) {
 				return Ended
 			}

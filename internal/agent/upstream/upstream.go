@@ -100,7 +100,9 @@ func (t *Target) Connect(anonymous bool) (*Conn, error) {
 	}
 	tlsConfig := &tls.Config{ServerName: t.config.ServerName, RootCAs: roots, MinVersion: tls.VersionTLS12}
 	if cert != nil {
-		tlsConfig.Certificates = []tls.Certificate{*cert}
+		// Not Certificates: of those crypto/tls sends none when the server's list of authorities, which holds subjects, lacks the
+		// issuer's. The server shall see the certificate and say what is wrong with it.
+		tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
 	tr := &trace{}
 	conn, err := grpc.NewClient("passthrough:///"+t.config.Address,
