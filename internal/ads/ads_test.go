@@ -38,9 +38,7 @@ func TestConnect(t *testing.T) {
 	if eds := s.Types["EDS"]; eds.State != "SYNCED" || eds.SentVersion == "" || eds.SentVersion != eds.AckedVersion {
 		t.Errorf("EDS: %+v", eds)
 	}
-	if n := c.metric("pilot_xds", "version=1.2.3"); n != 1 {
-		t.Errorf("pilot_xds = %v", n)
-	}
+	c.awaitMetric(1, "pilot_xds", "version=1.2.3")
 	p.cancel()
 	c.await("the proxy is gone", func(ps []ads.ProxyStatus) bool { return len(ps) == 0 })
 }
@@ -61,13 +59,9 @@ func TestPushes(t *testing.T) {
 		p.ack(r)
 		c.await("everything acknowledged", synced(1))
 		for kind, want := range map[string]float64{"cds": 1, "eds": 2, "lds": 1, "rds": 1} {
-			if n := c.metric("pilot_xds_pushes", "type="+kind); n != want {
-				t.Errorf("%v responses of %s were sent, want %v", n, kind, want)
-			}
+			c.awaitMetric(want, "pilot_xds_pushes", "type="+kind)
 		}
-		if n := c.metric("pilot_proxy_convergence_time"); n != 1 {
-			t.Errorf("convergence was observed %v times", n)
-		}
+		c.awaitMetric(1, "pilot_proxy_convergence_time")
 	})
 	t.Run("a new service comes with its endpoints before what routes to it", func(t *testing.T) {
 		c, w := start(t, nil), newWorld(1)
@@ -121,9 +115,7 @@ func TestPushes(t *testing.T) {
 		c.await("the proxy is gone", func(ps []ads.ProxyStatus) bool { return len(ps) == 0 })
 		b := c.connect("web-1", "shop/web")
 		b.sync(w)
-		if misses := c.metric("selvage_view_cache_misses_total"); misses != 1 {
-			t.Errorf("a proxy that reconnects cost a generation: %v", misses)
-		}
+		c.awaitMetric(1, "selvage_view_cache_misses_total")
 		for i := range 5 {
 			w.service("api", fmt.Sprintf("10.96.0.%d", 3+i), mesh.TCP)
 			c.Publish(w.model())
@@ -135,9 +127,7 @@ func TestPushes(t *testing.T) {
 			b.ack(b.next("LDS")) // the service has another address
 		}
 		c.await("everything acknowledged", synced(1))
-		if n := c.metric("selvage_views"); n != 1 {
-			t.Errorf("%v views are kept for one proxy", n)
-		}
+		c.awaitMetric(1, "selvage_views")
 	})
 }
 
@@ -150,6 +140,7 @@ func TestRejection(t *testing.T) {
 	c.Publish(w.model())
 	p.nack(p.next("EDS"), "malformed address in "+clusterOf("db"))
 	c.await("the rejection is known", func(ps []ads.ProxyStatus) bool { return len(ps) == 1 && ps[0].Types["EDS"].State == "REJECTED" })
+	c.awaitMetric(1, "pilot_xds_eds_reject") // the last thing that the server does about it
 	eds := c.Proxies()[0].Types["EDS"]
 	if eds.LastError != "malformed address in "+clusterOf("db") || len(eds.RejectedRefs) != 1 || eds.RejectedRefs[0] != "Service/shop/db" || eds.SentVersion == eds.AckedVersion {
 		t.Errorf("status: %+v", eds)
@@ -157,12 +148,7 @@ func TestRejection(t *testing.T) {
 	if log := c.log.String(); strings.Count(log, "proxy rejects configuration") != 1 || !strings.Contains(log, "Service/shop/db") || !strings.Contains(log, "malformed address") {
 		t.Errorf("log:\n%s", log)
 	}
-	if n := c.metric("pilot_total_xds_rejects", "type=eds"); n != 1 {
-		t.Errorf("pilot_total_xds_rejects = %v", n)
-	}
-	if n := c.metric("pilot_xds_eds_reject"); n != 1 {
-		t.Errorf("pilot_xds_eds_reject = %v", n)
-	}
+	c.awaitMetric(1, "pilot_total_xds_rejects", "type=eds")
 
 	t.Run("the proxy goes on with the rest", func(t *testing.T) {
 		w.endpoints("web", "10.1.0.8")
@@ -178,9 +164,7 @@ func TestRejection(t *testing.T) {
 		c.Publish(w.model())
 		p.ack(p.next("EDS"))
 		c.await("everything acknowledged", synced(1))
-		if n := c.metric("pilot_xds_eds_reject"); n != 0 {
-			t.Errorf("pilot_xds_eds_reject = %v", n)
-		}
+		c.awaitMetric(0, "pilot_xds_eds_reject")
 	})
 	t.Run("the same rejection after a reconnect is not logged again", func(t *testing.T) {
 		before := strings.Count(c.log.String(), "proxy rejects configuration")

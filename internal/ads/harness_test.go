@@ -260,6 +260,18 @@ func (c *control) await(what string, ok func([]ads.ProxyStatus) bool) {
 	c.t.Fatalf("%s did not come true; proxies: %+v\n%s", what, c.Proxies(), c.log)
 }
 
+// awaitMetric waits for a metric that the server writes after the status that await sees.
+func (c *control) awaitMetric(want float64, name string, labels ...string) {
+	c.t.Helper()
+	for range 2000 {
+		if c.metric(name, labels...) == want {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	c.t.Fatalf("%s = %v, want %v", name, c.metric(name, labels...), want)
+}
+
 func synced(n int) func([]ads.ProxyStatus) bool {
 	return func(ps []ads.ProxyStatus) bool {
 		for _, p := range ps {
