@@ -163,6 +163,41 @@ func TestStrictRefusesPlainText(t *testing.T) {
 	}
 }
 
+// TestHeadlessTCPGoesOverMutualTLS calls a pod of stock at its own address. While no service says what listens there, that passes
+// in plain text; a headless service makes it mutual TLS, although it says nothing of HTTP.
+func TestHeadlessTCPGoesOverMutualTLS(t *testing.T) {
+	l := atLevel(t, 2)
+	web, err := l.pods(t.Context(), "web")
+	if err != nil || len(web) == 0 {
+		t.Fatalf("pods of web: %d, %v", len(web), err)
+	}
+	stock, err := l.pods(t.Context(), "stock")
+	if err != nil || len(stock) == 0 {
+		t.Fatalf("pods of stock: %d, %v", len(stock), err)
+	}
+	const caller = "spiffe://cluster.local/ns/shop/sa/web"
+	url := fmt.Sprintf("http://%s:8080/", stock[0].Status.PodIP)
+	ask := func() string {
+		return l.kubectl(t, "-n", "shop", "exec", web[0].Name, "-c", "web", "--", "/usr/local/bin/sample", "get", url)
+	}
+	if answer := ask(); strings.Contains(answer, caller) {
+		t.Fatalf("stock knows its caller although no service names the address that is called:\n%s", answer)
+	}
+	l.kubectlIn(t, `{"apiVersion":"v1","kind":"Service","metadata":{"name":"stock-peers","namespace":"shop"},"spec":{"clusterIP":"None","selector":{"app":"stock"},"ports":[{"port":8080,"name":"tcp-peers"}]}}`, "apply", "-f", "-")
+	t.Cleanup(func() {
+		_, _, _ = command(t, nil, bin("kubectl"), "--kubeconfig", l.kubeconfig(), "-n", "shop", "delete", "service", "stock-peers")
+	})
+	eventually(t, "stock knows its caller", func(context.Context) string {
+		if answer := ask(); !strings.Contains(answer, caller) {
+			return answer
+		}
+		return ""
+	})
+	if n := l.envoyCounter(t, web[0].Name, `cluster\.outbound\|8080\|\|stock-peers\.shop\.svc\.cluster\.local;?\.ssl\.handshake`); n == 0 {
+		t.Error("web's Envoy counts no TLS handshake towards stock-peers")
+	}
+}
+
 // TestTheWireShowsTheServiceIdentity makes a TLS handshake with a pod as a mesh client without a certificate would: the server
 // shows its SPIFFE identity and refuses to go on.
 func TestTheWireShowsTheServiceIdentity(t *testing.T) {

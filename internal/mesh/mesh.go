@@ -89,9 +89,9 @@ type ServicePort struct {
 	Protocol Protocol
 	// Identities are the SPIFFE identities that its endpoints may show, sorted; empty while it has none that are known.
 	Identities []string
-	// Instances are the addresses of those of its endpoints that take mutual TLS, sorted; only for a TCP port of a headless
-	// service, whose clients call the endpoints' addresses and so cannot be told what service they call in any other way.
-	Instances []netip.Addr
+	// Instances are where those of its endpoints listen that take mutual TLS, ready or not, sorted; only for a TCP port of a
+	// headless service, whose clients call the endpoints themselves: nothing but the address says which service they call.
+	Instances []netip.AddrPort
 }
 
 // EndpointKey names the endpoints of one service port.

@@ -94,6 +94,9 @@ func dump(m *mesh.Model, problems []diag.Problem) string {
 		b.WriteString(from(svc.Refs) + "\n")
 		for _, p := range svc.Ports {
 			fmt.Fprintf(&b, "  port %d %q %s%s\n", p.Number, p.Name, p.Protocol, list(" as", p.Identities))
+			if at := list("at", p.Instances); at != "" {
+				b.WriteString("    mutual TLS " + at + "\n")
+			}
 			set := m.Endpoints[mesh.EndpointKey{Host: svc.Host, Port: p.Number}]
 			for _, e := range set.Endpoints {
 				b.WriteString("    " + endpoint(e) + "\n")

@@ -2,6 +2,7 @@ package translate_test
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -152,6 +153,54 @@ func TestWhatIsNoChangeGivesTheSameModel(t *testing.T) {
 	set(t, b, w.slice(1, true))
 	if got, _ = translate.Model(got, b.Snapshot()); got != m {
 		t.Error("changed back, the model is another one")
+	}
+}
+
+// TestHeadlessInstances changes the pods of a headless TCP service: its clients' listeners follow what takes mutual TLS and
+// nothing else.
+func TestHeadlessInstances(t *testing.T) {
+	w := town{services: 3, endpoints: 2, namespaces: 1}
+	b := w.builder(t)
+	db := &corev1.Service{}
+	db.Namespace, db.Name = "ns-0", "s-1"
+	db.Spec.ClusterIP, db.Spec.Selector = corev1.ClusterIPNone, map[string]string{"app": "s-1"}
+	db.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 5432, AppProtocol: new("tcp")}}
+	set(t, b, db)
+	var model *mesh.Model
+	instances := func() (*mesh.Service, string) {
+		model, _ = translate.Model(model, b.Snapshot())
+		for _, s := range model.Outbound.Services {
+			if s.Name == "s-1" {
+				return s, fmt.Sprint(s.Ports[0].Instances)
+			}
+		}
+		t.Fatal("the service is not in the model")
+		return nil, ""
+	}
+	first, at := instances()
+	if want := fmt.Sprintf("[%s:8080 %s:8080]", address(1, 0), address(1, 1)); at != want {
+		t.Fatalf("the instances are %s, want %s", at, want)
+	}
+
+	set(t, b, w.slice(1, false))
+	endpoints := model.Endpoints
+	if same, at := instances(); same != first {
+		t.Errorf("an endpoint that is not ready makes another service: %s", at)
+	}
+	if maps.Equal(endpoints, model.Endpoints) {
+		t.Error("the endpoints are the same although one is not ready: nothing was tried")
+	}
+
+	plain := w.pod(1, 0)
+	delete(plain.Labels, "security.istio.io/tlsMode")
+	set(t, b, plain)
+	other, at := instances()
+	if want := fmt.Sprintf("[%s:8080]", address(1, 1)); other == first || at != want {
+		t.Errorf("the instances without the pod that lost its sidecar are %s, want %s in another service", at, want)
+	}
+	set(t, b, w.slice(1, false), w.pod(0, 1), w.slice(0, false))
+	if same, at := instances(); same != other {
+		t.Errorf("what happens to another service makes this one another: %s", at)
 	}
 }
 

@@ -3,6 +3,7 @@ package translate
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 
@@ -32,10 +33,9 @@ func (n *namespace) servicePart(svc *index.Service, prev *servicePart) *serviceP
 	ports := slices.Clone(svc.Ports)
 	slices.SortStableFunc(ports, func(a, b index.ServicePort) int { return cmp.Compare(a.Number, b.Number) })
 	for _, p := range ports {
-		set, identities := n.endpoints(part, p)
-		part.service.Ports = append(part.service.Ports,
-			&mesh.ServicePort{Number: p.Number, Name: p.Name, Protocol: protocol(p), Identities: identities})
-		part.sets = append(part.sets, set)
+		port := &mesh.ServicePort{Number: p.Number, Name: p.Name, Protocol: protocol(p)}
+		part.sets = append(part.sets, n.endpoints(part, port))
+		part.service.Ports = append(part.service.Ports, port)
 	}
 	if svc.ExportTo != "" && svc.ExportTo != "*" {
 		r := reader{object: svc.Ref()}
@@ -64,13 +64,15 @@ func (part *servicePart) reuse(prev *servicePart) {
 	}
 }
 
-// endpoints gives the endpoints of one port, and the identities of all pods behind it, ready or not: a proxy is told of an
-// identity before the first endpoint that shows it.
-func (n *namespace) endpoints(part *servicePart, port index.ServicePort) (*mesh.EndpointSet, []string) {
+// endpoints gives the endpoints of one port, and notes in the port what its clients must know of the pods behind it, ready or
+// not: an identity before the first endpoint that shows it, and an instance for as long as it may have connections, which a
+// listener that goes would cut.
+func (n *namespace) endpoints(part *servicePart, port *mesh.ServicePort) *mesh.EndpointSet {
 	set := &mesh.EndpointSet{
 		Key:  mesh.EndpointKey{Host: part.service.Host, Port: port.Number},
 		Refs: []ref.Ref{part.source.Ref()},
 	}
+	byAddress := part.service.Headless && !port.Protocol.IsHTTP()
 	identities := map[string]bool{}
 	for _, slice := range part.slices {
 		for _, sp := range slice.Ports {
@@ -82,6 +84,9 @@ func (n *namespace) endpoints(part *servicePart, port index.ServicePort) (*mesh.
 				if endpoint.Identity != "" {
 					identities[endpoint.Identity] = true
 				}
+				if byAddress && endpoint.MTLS {
+					port.Instances = append(port.Instances, netip.AddrPortFrom(endpoint.Address, uint16(endpoint.Port)))
+				}
 				if ok {
 					set.Endpoints = append(set.Endpoints, endpoint)
 				}
@@ -91,7 +96,10 @@ func (n *namespace) endpoints(part *servicePart, port index.ServicePort) (*mesh.
 	}
 	slices.SortFunc(set.Refs, ref.Compare)
 	set.Endpoints = once(set.Endpoints)
-	return set, slices.Sorted(maps.Keys(identities))
+	port.Identities = slices.Sorted(maps.Keys(identities))
+	slices.SortFunc(port.Instances, netip.AddrPort.Compare)
+	port.Instances = slices.Compact(port.Instances)
+	return set
 }
 
 // once sorts endpoints and keeps one of each address: while a pod moves from one slice to another it may stand in both,

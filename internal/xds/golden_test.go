@@ -44,7 +44,7 @@ type viewFile struct {
 			Number     uint32
 			Protocol   string
 			Identities []string
-			Instances  []netip.Addr
+			Instances  []netip.AddrPort
 		}
 	}
 	Inbound struct {

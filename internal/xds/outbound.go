@@ -170,11 +170,11 @@ func generateService(b build, svc *mesh.Service) (*serviceResources, error) {
 			return nil, err
 		}
 		made.clusters = append(made.clusters, r)
-		for _, ip := range tcpAddresses(svc, p) {
-			if !b.reaches(ip) {
+		for _, at := range tcpAddresses(svc, p) {
+			if !b.reaches(at.Addr()) {
 				continue
 			}
-			r, err := b.exact(ip, p.Number, c.GetName(), svc.Refs)
+			r, err := b.exact(at, c.GetName(), svc.Refs)
 			if err != nil {
 				return nil, err
 			}
@@ -191,20 +191,24 @@ func (b build) reaches(ip netip.Addr) bool {
 }
 
 // tcpAddresses are the addresses by which a connection to a TCP port is known to be for it.
-func tcpAddresses(svc *mesh.Service, p *mesh.ServicePort) []netip.Addr {
+func tcpAddresses(svc *mesh.Service, p *mesh.ServicePort) []netip.AddrPort {
 	switch {
 	case p.Protocol.IsHTTP() || svc.ExternalName != "":
 		return nil
 	case svc.Headless:
 		return p.Instances
 	}
-	return svc.Addresses
+	all := make([]netip.AddrPort, len(svc.Addresses))
+	for i, ip := range svc.Addresses {
+		all[i] = netip.AddrPortFrom(ip, uint16(p.Number))
+	}
+	return all
 }
 
 // exact takes TCP to one address and port. It reads nothing before it connects, so server-first protocols work.
-func (b build) exact(ip netip.Addr, number uint32, cluster string, refs []ref.Ref) (Resource, error) {
-	name := exactListenerName(ip, number)
-	l := envoy.OutboundExact(name, ip, number)
+func (b build) exact(at netip.AddrPort, cluster string, refs []ref.Ref) (Resource, error) {
+	name := exactListenerName(at.Addr(), uint32(at.Port()))
+	l := envoy.OutboundExact(name, at)
 	l.FilterChains = []*listenerv3.FilterChain{envoy.Chain(name, nil, envoy.TCPProxy(cluster, cluster, b.accessLog().Loggers()), nil)}
 	return b.resource(name, l, refs)
 }

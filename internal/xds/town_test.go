@@ -192,7 +192,7 @@ func (w *town) model() *mesh.Model {
 		return mesh.Endpoint{Address: netip.MustParseAddr(address), Port: number, MTLS: true, Identity: id}
 	}
 	pods, db := service("pods", "shop", "", port(8080, mesh.HTTP, id)), service("db", "shop", "", port(5432, mesh.TCP, id))
-	db.Ports[0].Instances = []netip.Addr{netip.MustParseAddr("10.77.0.3"), netip.MustParseAddr("10.77.0.4")}
+	db.Ports[0].Instances = []netip.AddrPort{netip.MustParseAddrPort("10.77.0.3:5432"), netip.MustParseAddrPort("10.77.0.4:5432")}
 	mode := w.mode
 	client, server := mesh.WorkloadKey{Namespace: "shop", Name: "client"}, mesh.WorkloadKey{Namespace: "shop", Name: "server"}
 	m := &mesh.Model{

@@ -65,9 +65,9 @@ func OutboundWildcard(name string, families Families, port uint32) *listenerv3.L
 }
 
 // OutboundExact takes outbound connections to one address and port, from OutboundCapture. It goes before OutboundWildcard.
-func OutboundExact(name string, ip netip.Addr, port uint32) *listenerv3.Listener {
+func OutboundExact(name string, at netip.AddrPort) *listenerv3.Listener {
 	l := outboundListener(name)
-	l.Address = Address(ip, port)
+	l.Address = Address(at.Addr(), uint32(at.Port()))
 	return l
 }
 
