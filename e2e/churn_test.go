@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -67,8 +68,25 @@ func (l *lab) rolledOut(t *testing.T, namespace, name string) {
 func TestNoRequestFailsWhilePodsComeAndGo(t *testing.T) {
 	l := atLevel(t, 2)
 	l.rolledOut(t, "shop", "load")
-	load := l.startLoads(t, 100*time.Second)
+	n := rounds()
+	load := l.startLoads(t, time.Duration(n)*100*time.Second)
+	for range n {
+		l.churn(t)
+	}
+	load.finish()
+}
 
+// rounds is how often `make e2e-long` does what `make e2e` does once.
+func rounds() int {
+	if os.Getenv("SELVAGE_E2E_LONG") != "" {
+		return 5
+	}
+	return 1
+}
+
+// churn restarts every service, deletes a replica and scales up and down.
+func (l *lab) churn(t *testing.T) {
+	t.Helper()
 	for _, name := range []string{"web", "cart", "stock"} {
 		l.kubectl(t, "-n", "shop", "rollout", "restart", "deployment/"+name)
 		l.rolledOut(t, "shop", name)
@@ -85,7 +103,6 @@ func TestNoRequestFailsWhilePodsComeAndGo(t *testing.T) {
 		l.kubectl(t, "-n", "shop", "scale", "deployment/stock", fmt.Sprintf("--replicas=%d", replicas))
 		l.rolledOut(t, "shop", "stock")
 	}
-	load.finish()
 }
 
 // TestTheMeshOutlivesItsControlPlane kills every replica of the control plane for a minute under load, then brings it back and
@@ -93,10 +110,11 @@ func TestNoRequestFailsWhilePodsComeAndGo(t *testing.T) {
 func TestTheMeshOutlivesItsControlPlane(t *testing.T) {
 	l := atLevel(t, 2)
 	replicas := strings.TrimSpace(l.kubectl(t, "-n", "istio-system", "get", "deployment", "istiod", "-o", "jsonpath={.spec.replicas}"))
-	load := l.startLoads(t, 80*time.Second)
+	outage := time.Duration(rounds()) * time.Minute
+	load := l.startLoads(t, outage+20*time.Second)
 	l.kubectl(t, "-n", "istio-system", "scale", "deployment/istiod", "--replicas=0")
 	l.kubectl(t, "-n", "istio-system", "delete", "pod", "-l", "app=istiod", "--grace-period=0", "--force", "--ignore-not-found")
-	<-time.After(time.Minute) // the outage itself
+	<-time.After(outage)
 	l.kubectl(t, "-n", "istio-system", "scale", "deployment/istiod", "--replicas="+replicas)
 	l.rolledOut(t, "istio-system", "istiod")
 	load.finish()
