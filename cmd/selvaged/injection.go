@@ -13,6 +13,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/kube"
+	"github.com/selvage-mesh/selvage/internal/ref"
 )
 
 // injection keeps the injector's configuration as the ConfigMaps say it. A bad ConfigMap never replaces the last good one.
@@ -53,6 +54,11 @@ func (i *injection) run(ctx context.Context) error {
 
 func (i *injection) use(mesh, config, values string) {
 	next, problems := inject.ParseConfig([]byte(mesh), []byte(config), []byte(values))
+	if next != nil {
+		var other []diag.Problem
+		next, other = inCluster(next, i.options.clusterID)
+		problems = append(problems, other...)
+	}
 	i.problems.report(problems)
 	if next == nil {
 		i.log.Error("the injector's configuration cannot be used; the last good one stays in force")
@@ -68,6 +74,25 @@ func (i *injection) use(mesh, config, values string) {
 	}
 	i.current.Store(next)
 	i.log.Info("injector configuration in force")
+}
+
+// inCluster is c for pods of the control plane's cluster where its values name none. Where they name another, the sidecars say
+// that they are of that one, and this control plane's CA refuses their tokens.
+func inCluster(c *inject.Config, cluster string) (*inject.Config, []diag.Problem) {
+	switch named := c.ClusterID(); named {
+	case "":
+		return c.ForCluster(cluster, ""), nil
+	case cluster:
+		return c, nil
+	default:
+		return c, []diag.Problem{{
+			Code: diag.InvalidInjectConfig, Severity: diag.Warning,
+			Object: ref.Ref{Kind: "ConfigMap", Namespace: c.Namespace(), Name: inject.ObjectName(inject.InjectorConfigMap, c.Revision())},
+			Field:  "data.values.global.multiCluster.clusterName",
+			Detail: fmt.Sprintf("it is %q, and this control plane serves cluster %q: sidecars get no certificate", named, cluster),
+			Hint:   "set it to " + cluster + ", or start selvaged with --cluster-id=" + named,
+		}}
+	}
 }
 
 // problemLog logs each problem when it appears, and not again while it stays: every stage tells all that are present.

@@ -35,7 +35,7 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "address of xDS without TLS; not carried out yet, leave it empty")
 	f.StringVar(&o.webhookAddr, "webhook-addr", ":15017", "address of the webhooks")
 	f.StringVar(&o.httpAddr, "http-addr", ":15014", "address of metrics, health and debug")
-	f.StringVar(&o.clusterID, "cluster-id", "Kubernetes", "name of this cluster in the mesh")
+	f.StringVar(&o.clusterID, "cluster-id", inject.DefaultCluster, "name of this cluster: of pods whose injection names none, and of the tokens that are taken")
 	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain of the workloads' identities")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }

@@ -33,6 +33,9 @@ import (
 // run is the control plane from start to end: cluster → snapshot → model → proxies, and beside it the CA, the webhook and the
 // loops that keep webhooks and roots right.
 func run(ctx context.Context, o options, log *slog.Logger) error {
+	if !inject.IsClusterName(o.clusterID) {
+		return fmt.Errorf("read --cluster-id %q: use letters, digits, dots, dashes and underscores", o.clusterID)
+	}
 	replica, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("read the host's name: %w", err)
@@ -47,7 +50,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	authority, err := ca.New(ca.Config{
-		Kubernetes: client, Namespace: o.namespace, TrustDomain: o.trustDomain, Revision: o.revision,
+		Kubernetes: client, Namespace: o.namespace, TrustDomain: o.trustDomain, ClusterID: o.clusterID, Revision: o.revision,
 		ExtraNames: o.extraNames(), Registerer: metrics, Log: log,
 	})
 	if err != nil {

@@ -74,6 +74,9 @@ func (a *Authority) Caller(ctx context.Context) (Caller, error) {
 	if !ok {
 		return Caller{}, certErr
 	}
+	if err := a.ours(ctx); err != nil {
+		return Caller{}, err
+	}
 	user, err := a.tokens.review(ctx, token)
 	if err != nil {
 		return Caller{}, err
@@ -83,6 +86,31 @@ func (a *Authority) Caller(ctx context.Context) (Caller, error) {
 
 func (a *Authority) foreign(what, trustDomain string) error {
 	return status.Errorf(codes.Unauthenticated, "the %s is of trust domain %q, this mesh is %q", what, trustDomain, a.config.TrustDomain)
+}
+
+// clusterKey is the metadata by which a caller says which cluster's API server made its token, as Istio's agents do.
+const clusterKey = "ClusterID"
+
+// ours refuses a token of another cluster: only the API server that made it can review it. A caller that names no cluster is of
+// this one, as at Istio's CA. Certificates need no such check, as every cluster of a mesh has the same root.
+func (a *Authority) ours(ctx context.Context) error {
+	for _, cluster := range metadata.ValueFromIncomingContext(ctx, clusterKey) {
+		if cluster != "" && cluster != a.config.ClusterID {
+			return status.Errorf(codes.Unauthenticated, "the bearer token is of cluster %q (metadata %s, ISTIO_META_CLUSTER_ID of the sidecar), "+
+				"and this control plane knows only its own, %q: give selvaged --cluster-id and the injector's values "+
+				"global.multiCluster.clusterName one name", short(cluster), clusterKey, a.config.ClusterID)
+		}
+	}
+	return nil
+}
+
+// short is what a stranger sent, cut for a message.
+func short(s string) string {
+	const limit = 100
+	if len(s) > limit {
+		return s[:limit] + "…"
+	}
+	return s
 }
 
 // serviceAccount is the workload behind a reviewed token.

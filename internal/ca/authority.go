@@ -30,6 +30,7 @@ type Config struct {
 	Kubernetes    kubernetes.Interface
 	Namespace     string // where the control plane and its Secret are; "istio-system"
 	TrustDomain   string // of every identity, such as "cluster.local"
+	ClusterID     string // of the cluster whose API server reviews tokens; "Kubernetes"
 	Revision      string // "" or "default": the revision whose names have no suffix
 	ClusterDomain string // suffix of service names; "cluster.local"
 	// ExtraNames are further DNS names and IP addresses in the serving certificate, for a control plane outside the cluster.
@@ -50,6 +51,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	defaultTo(&c.Namespace, "istio-system")
+	defaultTo(&c.ClusterID, "Kubernetes")
 	defaultTo(&c.ClusterDomain, "cluster.local")
 	defaultTo(&c.WorkloadLifetime, 24*time.Hour)
 	defaultTo(&c.MaxWorkloadLifetime, 90*24*time.Hour)

@@ -145,13 +145,21 @@ func TestWhoCalls(t *testing.T) {
 	token := jwt("istio-ca", time.Now().Add(time.Hour), "")
 	foreign := pki.Identity{TrustDomain: "elsewhere", Namespace: "shop", ServiceAccount: "web"}
 
+	from := func(ctx context.Context, cluster string) context.Context {
+		md, _ := metadata.FromIncomingContext(ctx)
+		return metadata.NewIncomingContext(ctx, metadata.Join(md, metadata.Pairs("ClusterID", cluster)))
+	}
+
 	for name, c := range map[string]struct {
 		ctx  context.Context
 		want Caller
 	}{
-		"certificate":           {call(t.Context(), leaf(web), ""), Caller{Identity: web, ByCertificate: true}},
-		"token, with its pod":   {call(t.Context(), nil, token), Caller{Identity: web, PodName: "web-1", PodUID: "u-1", NodeName: "node-1"}},
-		"certificate and token": {call(t.Context(), leaf(web), token), Caller{Identity: web, ByCertificate: true}},
+		"token of this cluster":          {from(call(t.Context(), nil, token), "Kubernetes"), Caller{Identity: web, PodName: "web-1", PodUID: "u-1", NodeName: "node-1"}},
+		"token of a cluster not named":   {from(call(t.Context(), nil, token), ""), Caller{Identity: web, PodName: "web-1", PodUID: "u-1", NodeName: "node-1"}},
+		"certificate of another cluster": {from(call(t.Context(), leaf(web), ""), "west"), Caller{Identity: web, ByCertificate: true}},
+		"certificate":                    {call(t.Context(), leaf(web), ""), Caller{Identity: web, ByCertificate: true}},
+		"token, with its pod":            {call(t.Context(), nil, token), Caller{Identity: web, PodName: "web-1", PodUID: "u-1", NodeName: "node-1"}},
+		"certificate and token":          {call(t.Context(), leaf(web), token), Caller{Identity: web, ByCertificate: true}},
 		"no workload's certificate but a token": {call(t.Context(), serving.Leaf, token),
 			Caller{Identity: web, PodName: "web-1", PodUID: "u-1", NodeName: "node-1"}},
 	} {
@@ -163,6 +171,7 @@ func TestWhoCalls(t *testing.T) {
 		ctx  context.Context
 		says string
 	}{
+		"token of another cluster":  {from(call(t.Context(), nil, token), "west"), `cluster "west" (metadata ClusterID, ISTIO_META_CLUSTER_ID of the sidecar), and this control plane knows only its own, "Kubernetes"`},
 		"nothing":                   {call(t.Context(), nil, ""), "authorization: Bearer"},
 		"no TLS":                    {t.Context(), "no connection"},
 		"another trust domain":      {call(t.Context(), leaf(foreign), ""), `"elsewhere"`},
@@ -295,6 +304,22 @@ func TestRefusedAndUncheckedTokensAreToldApart(t *testing.T) {
 	answer = authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{"istio-ca"}, User: authenticationv1.UserInfo{Username: "alice"}}
 	if err := ask("c"); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), `"alice"`) {
 		t.Errorf("a user: %v", err)
+	}
+}
+
+// TestTokensAreOfTheAuthoritysCluster: a cluster that is not called Kubernetes takes its own tokens and no other's.
+func TestTokensAreOfTheAuthoritysCluster(t *testing.T) {
+	a, client := loaded(t, func(c *Config) { c.ClusterID = "east" })
+	asked := accept(client)
+	for cluster, want := range map[string]codes.Code{"east": codes.OK, "Kubernetes": codes.Unauthenticated, "EAST": codes.Unauthenticated} {
+		ctx := metadata.NewIncomingContext(call(t.Context(), nil, ""),
+			metadata.Pairs("authorization", "Bearer "+jwt("istio-ca", time.Now().Add(time.Hour), cluster), "ClusterID", cluster))
+		if _, err := a.Caller(ctx); status.Code(err) != want {
+			t.Errorf("cluster %s: %v, want %v", cluster, err, want)
+		}
+	}
+	if *asked != 1 {
+		t.Errorf("the API server was asked %d times, want for its own token alone", *asked)
 	}
 }
 

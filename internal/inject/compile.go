@@ -80,9 +80,9 @@ func (c *compiler) sidecar() {
 	s.hold = p.HoldApplicationUntilProxyStarts
 	c.seccomp(p.Seccomp)
 	c.mesh()
-	c.config.clusterID = v.Global.MultiCluster.ClusterName
-	if c.config.clusterID == "" {
-		c.config.clusterID = "Kubernetes"
+	c.config.clusterID = first(v.Global.MultiCluster.ClusterName, DefaultCluster)
+	if name := c.config.clusterID; !IsClusterName(name) {
+		c.report(diag.Error, "values.global.multiCluster.clusterName", fmt.Sprintf("%q is no name of a cluster", name), "use letters, digits, dots, dashes and underscores")
 	}
 	c.config.network = v.Global.Network
 	c.config.volumes = proxyVolumes()

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"encoding/json"
+	"regexp"
 	"strings"
 
 	"istio.io/api/annotation"
@@ -69,6 +70,18 @@ func (c *Config) ForKubernetes(major, minor int) *Config {
 	copied.nativeMissing = missing
 	return &copied
 }
+
+// DefaultCluster is the name of a cluster that nobody has named, as Istio's.
+const DefaultCluster = "Kubernetes"
+
+// clusterName has no character that an environment variable or a gRPC header does not take.
+var clusterName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
+
+// IsClusterName reports whether a cluster or a network may be called so: letters, digits and inner dots, dashes and underscores.
+func IsClusterName(name string) bool { return clusterName.MatchString(name) }
+
+// ClusterID is the cluster that the values name, "" when they name none.
+func (c *Config) ClusterID() string { return c.settings.Values.Global.MultiCluster.ClusterName }
 
 // ForCluster is c for pods of another cluster: the webhook paths /inject/cluster/CLUSTER/net/NETWORK of Istio. "" leaves
 // what c has.

@@ -76,7 +76,7 @@ type Logging struct {
 	Level string `json:"level"`
 }
 
-// MultiCluster is `global.multiCluster`.
+// MultiCluster is `global.multiCluster`. Without a ClusterName pods are of the control plane's own cluster.
 type MultiCluster struct {
 	ClusterName string `json:"clusterName"`
 }
@@ -179,7 +179,6 @@ func Default(revision string) Settings {
 				Namespace:       DefaultNamespace,
 				CertProvider:    "istiod",
 				Logging:         Logging{Level: "default:info"},
-				MultiCluster:    MultiCluster{ClusterName: "Kubernetes"},
 				Proxy: Proxy{
 					Image:                     "proxy",
 					Resources:                 defaultResources(),

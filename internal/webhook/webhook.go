@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
-	"regexp"
 	"runtime/debug"
 	"time"
 
@@ -166,13 +165,10 @@ func (h *Handler) contain(body []byte, cluster, network string) (answer []byte, 
 	return h.answer(body, cluster, network)
 }
 
-// clusterName is what may stand in the path: it becomes an environment variable of the sidecar.
-var clusterName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
-
 // answer is the whole of injection, from bytes to bytes.
 func (h *Handler) answer(body []byte, cluster, network string) (out []byte, status int, err error) {
 	for _, name := range []string{cluster, network} {
-		if name != "" && !clusterName.MatchString(name) {
+		if name != "" && !inject.IsClusterName(name) {
 			return nil, http.StatusBadRequest, fmt.Errorf("%q in the path is no name of a cluster or network", short(name))
 		}
 	}
