@@ -54,6 +54,7 @@ func (c *compiler) image(field, name string) string {
 func (c *compiler) sidecar() {
 	v, s := c.settings.Values, &c.config.pod
 	p := v.Global.Proxy
+	s.uid, s.gid = proxyUID, proxyUID
 	s.resources = c.resources(p.Resources)
 	for _, field := range []struct {
 		name, value string

@@ -25,10 +25,13 @@ type View struct {
 		ImagePullSecrets []corev1.LocalObjectReference `json:"imagePullSecrets"`
 		HostNetwork      bool                          `json:"hostNetwork"`
 		OS               *corev1.PodOS                 `json:"os"`
-		SecurityContext  *struct {
-			RunAsUser *int64 `json:"runAsUser"`
-		} `json:"securityContext"`
+		SecurityContext  *securityView                 `json:"securityContext"`
 	} `json:"spec"`
+}
+
+type securityView struct {
+	RunAsUser  *int64 `json:"runAsUser"`
+	RunAsGroup *int64 `json:"runAsGroup"`
 }
 
 type containerView struct {
@@ -37,13 +40,13 @@ type containerView struct {
 	ReadinessProbe  *corev1.Probe          `json:"readinessProbe"`
 	LivenessProbe   *corev1.Probe          `json:"livenessProbe"`
 	StartupProbe    *corev1.Probe          `json:"startupProbe"`
-	SecurityContext *struct {
-		RunAsUser *int64 `json:"runAsUser"`
-	} `json:"securityContext"`
+	Lifecycle       *corev1.Lifecycle      `json:"lifecycle"`
+	SecurityContext *securityView          `json:"securityContext"`
 }
 
 // Pod is a pod for Decide, Pod and Patch only: they give the same for it as for the whole pod, and the patch fits the whole
-// pod. ok is false when the pod has a sidecar already: then its sidecar is read too, and the whole pod must be decoded.
+// pod. ok is false when the pod has a container of one of our names: a sidecar, or what a user wants changed in it. Then that
+// container is read too, and the whole pod must be decoded.
 func (v *View) Pod() (pod *corev1.Pod, ok bool) {
 	pod = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Name: v.Metadata.Name, GenerateName: v.Metadata.GenerateName, Namespace: v.Metadata.Namespace,
@@ -51,15 +54,19 @@ func (v *View) Pod() (pod *corev1.Pod, ok bool) {
 	}}
 	pod.Spec.InitContainers = containersOf(v.Spec.InitContainers)
 	pod.Spec.Containers = containersOf(v.Spec.Containers)
-	if injected(pod) {
-		return nil, false
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if list[i].Name == ProxyContainer || list[i].Name == InitContainer {
+				return nil, false
+			}
+		}
 	}
 	for i := range v.Spec.Volumes {
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: v.Spec.Volumes[i].Name})
 	}
 	pod.Spec.ImagePullSecrets, pod.Spec.HostNetwork, pod.Spec.OS = v.Spec.ImagePullSecrets, v.Spec.HostNetwork, v.Spec.OS
 	if sc := v.Spec.SecurityContext; sc != nil {
-		pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: sc.RunAsUser}
+		pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: sc.RunAsUser, RunAsGroup: sc.RunAsGroup}
 	}
 	return pod, true
 }
@@ -71,9 +78,10 @@ func containersOf(views []containerView) []corev1.Container {
 	out := make([]corev1.Container, len(views))
 	for i := range views {
 		v := &views[i]
-		out[i] = corev1.Container{Name: v.Name, Ports: v.Ports, ReadinessProbe: v.ReadinessProbe, LivenessProbe: v.LivenessProbe, StartupProbe: v.StartupProbe}
+		out[i] = corev1.Container{Name: v.Name, Ports: v.Ports, ReadinessProbe: v.ReadinessProbe, LivenessProbe: v.LivenessProbe, StartupProbe: v.StartupProbe,
+			Lifecycle: v.Lifecycle}
 		if v.SecurityContext != nil {
-			out[i].SecurityContext = &corev1.SecurityContext{RunAsUser: v.SecurityContext.RunAsUser}
+			out[i].SecurityContext = &corev1.SecurityContext{RunAsUser: v.SecurityContext.RunAsUser, RunAsGroup: v.SecurityContext.RunAsGroup}
 		}
 	}
 	return out

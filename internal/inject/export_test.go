@@ -10,3 +10,6 @@ func HasRule(name string) bool {
 	}
 	return n == 1
 }
+
+// MergeContainer is how a user's part of a container is merged.
+var MergeContainer = mergeContainer

@@ -27,8 +27,13 @@ func Patch(before, after *corev1.Pod) []Op {
 	p.strings("/metadata/annotations", before.Annotations, after.Annotations)
 	appended(&p, "/spec/volumes", before.Spec.Volumes, after.Spec.Volumes)
 	appended(&p, "/spec/imagePullSecrets", before.Spec.ImagePullSecrets, after.Spec.ImagePullSecrets)
-	p.containers("/spec/initContainers", before.Spec.InitContainers, after.Spec.InitContainers)
-	p.containers("/spec/containers", before.Spec.Containers, after.Spec.Containers)
+	inits, apps := before.Spec.InitContainers, before.Spec.Containers
+	if !injected(before) { // a container of one of our names is a user's part of it: it comes back merged
+		inits = p.taken("/spec/initContainers", inits)
+		apps = p.taken("/spec/containers", apps)
+	}
+	p.containers("/spec/initContainers", inits, after.Spec.InitContainers)
+	p.containers("/spec/containers", apps, after.Spec.Containers)
 	return p.ops
 }
 
@@ -67,6 +72,20 @@ func appended[T any](p *patch, path string, before, after []T) {
 			p.add("add", path+"/-", &after[i])
 		}
 	}
+}
+
+// taken removes the containers that injection adds itself, and returns the others.
+func (p *patch) taken(path string, list []corev1.Container) []corev1.Container {
+	ours := func(c corev1.Container) bool { return c.Name == ProxyContainer || c.Name == InitContainer }
+	if !slices.ContainsFunc(list, ours) {
+		return list
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		if ours(list[i]) {
+			p.add("remove", path+"/"+strconv.Itoa(i), nil)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(list), ours)
 }
 
 // containers walks the new list, which is the old one in its order with new ones in between, in ascending order, so that each

@@ -1,9 +1,12 @@
 package inject
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
+	"strings"
 
+	"istio.io/api/annotation"
 	"istio.io/api/label"
 	corev1 "k8s.io/api/core/v1"
 
@@ -39,14 +42,17 @@ func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.P
 		out, late := c.lateProbes(pod, &settings, subject)
 		return out, late, nil
 	}
-	if err := refuseForeignSidecar(pod, subject); err != nil {
+	written := pod
+	pod, changes := takeOverrides(written, settings.overrides, InitContainer, ProxyContainer)
+	warnings = append(warnings, changes.strangers(subject, InitContainer, ProxyContainer)...)
+	if err := settings.useIDs(changes, subject); err != nil {
 		return nil, warnings, err
 	}
-	native, note := c.useNative(&settings)
+	native, note := c.useNative(&settings, pod)
 	if note != "" {
 		warnings = append(warnings, diag.Problem{Code: diag.UnsupportedField, Severity: diag.Warning, Object: subject, Detail: note})
 	}
-	warnings = append(warnings, conflicts(pod, subject)...)
+	warnings = append(warnings, conflicts(pod, &settings, subject)...)
 
 	out := *pod
 	probers := map[string]*corev1.Probe{}
@@ -57,9 +63,10 @@ func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.P
 		warnings = append(warnings, left...)
 	}
 	name := first(pod.Labels[label.ServiceWorkloadName.Name], w.name)
-	proxy := c.proxyContainer(&settings, c.env(pod, &settings, workload{w.apiVersion, w.kind, w.name}.named(name), probersJSON(probers)), native)
+	ports := podPorts(written.Spec.Containers) // also those that the user's part of the sidecar declares
+	proxy := c.proxyContainer(&settings, c.env(pod, &settings, workload{w.apiVersion, w.kind, w.name}.named(name), ports, probersJSON(probers)), native)
 	status := statusJSON{Revision: c.Revision()}
-	c.place(&out, &status, c.initContainer(&settings), proxy, settings.hold)
+	c.place(&out, &status, changes.apply(c.initContainer(&settings)), changes.apply(proxy), settings.hold)
 	c.addVolumes(&out, &status, settings.userVolumes, func(name string) {
 		warnings = append(warnings, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject, Field: "spec.volumes[" + name + "]",
 			Detail: "the sidecar mounts the pod's own volume of this name instead of its own", Hint: "rename the pod's volume"})
@@ -68,12 +75,18 @@ func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.P
 	out.Annotations = with(pod.Annotations, c.addedAnnotations(pod, &settings))
 	key, value := status.annotation()
 	out.Annotations[key] = value
+	if pod != written {
+		out.Annotations[annotation.ProxyOverrides.Name] = changes.annotationValue(status.InitContainers...)
+	}
 	out.Labels = with(pod.Labels, c.addedLabels(pod, w))
 	return &out, warnings, nil
 }
 
 // useNative decides between a native sidecar and a container beside the application's.
-func (c *Config) useNative(s *podSettings) (native bool, note string) {
+func (c *Config) useNative(s *podSettings, pod *corev1.Pod) (native bool, note string) {
+	if len(pod.Spec.Containers) == 0 {
+		return false, "" // a pod must have a container: the user's istio-proxy is the only one
+	}
 	want := c.native != nativeOff
 	if s.native != nil {
 		want = *s.native
@@ -164,54 +177,42 @@ func with(m, more map[string]string) map[string]string {
 	return out
 }
 
-// refuseForeignSidecar is for a pod that brings a container of one of our names and was not injected: a user's own changes to
-// the sidecar, which this version does not merge.
-func refuseForeignSidecar(pod *corev1.Pod, subject ref.Ref) error {
-	var problems []diag.Problem
-	for _, list := range []struct {
-		field      string
-		containers []corev1.Container
-	}{{"initContainers", pod.Spec.InitContainers}, {"containers", pod.Spec.Containers}} {
-		for i := range list.containers {
-			if name := list.containers[i].Name; name == ProxyContainer || name == InitContainer {
-				problems = append(problems, diag.Problem{Code: diag.UnsupportedField, Severity: diag.Error, Object: subject,
-					Field:  fmt.Sprintf("spec.%s[%s]", list.field, name),
-					Detail: "the name is the sidecar's, and changing the sidecar's container in the pod is not supported yet",
-					Hint:   "take the container away; resources and image can be set by sidecar.istio.io annotations"})
-			}
-		}
-	}
-	if problems != nil {
-		return &RefusedError{Problems: problems}
-	}
-	return nil
-}
-
 // conflicts are what keeps a sidecar from working and injection cannot change.
-func conflicts(pod *corev1.Pod, subject ref.Ref) (out []diag.Problem) {
-	podUser := int64(-1)
-	if sc := pod.Spec.SecurityContext; sc != nil && sc.RunAsUser != nil {
-		podUser = *sc.RunAsUser
+func conflicts(pod *corev1.Pod, s *podSettings, subject ref.Ref) (out []diag.Problem) {
+	warn := func(app *corev1.Container, field, detail, hint string) {
+		out = append(out, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
+			Field: "spec.containers[" + app.Name + "]." + field, Detail: detail, Hint: hint})
+	}
+	var podUser, podGroup *int64
+	if sc := pod.Spec.SecurityContext; sc != nil {
+		podUser, podGroup = sc.RunAsUser, sc.RunAsGroup
 	}
 	for i := range pod.Spec.Containers {
 		app := &pod.Spec.Containers[i]
-		user := podUser
-		if sc := app.SecurityContext; sc != nil && sc.RunAsUser != nil {
-			user = *sc.RunAsUser
+		user, group := podUser, podGroup
+		if sc := app.SecurityContext; sc != nil {
+			user, group = cmp.Or(sc.RunAsUser, user), cmp.Or(sc.RunAsGroup, group)
 		}
-		if user == proxyUID {
-			out = append(out, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
-				Field:  fmt.Sprintf("spec.containers[%s].securityContext.runAsUser", app.Name),
-				Detail: "1337 is the sidecar's user: what this container sends bypasses the mesh", Hint: "run it as another user"})
+		switch {
+		case user != nil && *user == s.uid:
+			warn(app, "securityContext.runAsUser", fmt.Sprintf("%d is the sidecar's user: what this container sends bypasses the mesh", s.uid), "run it as another user")
+		case group != nil && *group == s.gid:
+			warn(app, "securityContext.runAsGroup", fmt.Sprintf("%d is the sidecar's group: what this container sends bypasses the mesh", s.gid), "run it as another group")
 		}
 		for _, port := range app.Ports {
 			switch port.ContainerPort {
 			case outboundPort, inboundPort, agentPort, readinessPort, envoyPromPort, 15000, 15053:
-				out = append(out, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
-					Field:  fmt.Sprintf("spec.containers[%s].ports", app.Name),
-					Detail: fmt.Sprintf("port %d is the sidecar's: one of the two cannot listen", port.ContainerPort), Hint: "let the container listen on another port"})
+				warn(app, "ports", fmt.Sprintf("port %d is the sidecar's: one of the two cannot listen", port.ContainerPort), "let the container listen on another port")
 			}
 		}
 	}
+	if scc := pod.Annotations[openshiftSCC]; strings.HasPrefix(scc, "restricted") || strings.HasPrefix(scc, "nonroot") {
+		out = append(out, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject, Field: "metadata.annotations[" + openshiftSCC + "]",
+			Detail: fmt.Sprintf("OpenShift's security context constraint %s does not allow the sidecar's user %d and istio-init's capability NET_ADMIN: the pod may be refused", scc, s.uid),
+			Hint:   "give the pod's service account a constraint that allows both, such as privileged"})
+	}
 	return out
 }
+
+// openshiftSCC is where OpenShift writes which constraint admitted the pod.
+const openshiftSCC = "openshift.io/scc"

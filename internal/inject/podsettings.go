@@ -30,6 +30,8 @@ type podSettings struct {
 	mergeMetrics    bool
 	userVolumes     []corev1.Volume
 	userMounts      []corev1.VolumeMount
+	overrides       *overrides // of the annotation
+	uid, gid        int64      // of the sidecar's container: the interception leaves them alone
 
 	ownResources map[string]string // the four resource annotations, checked together at the end
 	notes        []note

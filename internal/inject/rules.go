@@ -40,6 +40,7 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.PrometheusMergeMetrics.Name:       {set: setBool(func(s *podSettings) *bool { return &s.mergeMetrics })},
 		annotation.InjectTemplates.Name:              {set: setTemplates},
 		annotation.ProxyConfig.Name:                  {set: setProxyConfig},
+		annotation.ProxyOverrides.Name:               {set: setOverrides},
 		annotation.SidecarStatusPort.Name:            {set: setStatusPort},
 
 		annotation.SidecarStatusReadinessFailureThreshold.Name:    {set: setSeconds(1, func(s *podSettings) *int32 { return &s.readiness.failureThreshold })},
@@ -57,7 +58,6 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.SidecarTrafficKubevirtInterfaces.Name:   {missing: "capturing the traffic of virtual interfaces is not carried out yet", refuse: true},
 		annotation.IoIstioRerouteVirtualInterfaces.Name:    {missing: "capturing the traffic of virtual interfaces is not carried out yet", refuse: true},
 		annotation.SidecarBootstrapOverride.Name:           {missing: "a bootstrap of one's own is not carried out yet", refuse: true},
-		annotation.ProxyOverrides.Name:                     {missing: "changing the sidecar's container in the pod is not carried out yet", refuse: true},
 
 		annotation.SidecarProxyImageType.Name:                  {missing: "there is one type of proxy image: it has no effect"},
 		annotation.SidecarDiscoveryAddress.Name:                {missing: "it is deprecated and has no effect: set discoveryAddress in the annotation " + annotation.ProxyConfig.Name},

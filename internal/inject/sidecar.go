@@ -2,6 +2,7 @@ package inject
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
 
 	"istio.io/api/annotation"
@@ -54,8 +55,7 @@ func proxyVolumes() []corev1.Volume {
 // initContainer sets up the interception in the pod's network namespace. It is root there, with the two capabilities that
 // iptables wants; the arguments are made of parsed values only.
 func (c *Config) initContainer(s *podSettings) corev1.Container {
-	uid, root := "1337", int64(0)
-	no := false
+	root, no := int64(0), false
 	excluded := "15020,15021,15090"
 	if s.capture.excludeInboundPorts != "" {
 		excluded += "," + s.capture.excludeInboundPorts
@@ -68,8 +68,8 @@ func (c *Config) initContainer(s *podSettings) corev1.Container {
 			"init",
 			"--proxy-port", "15001",
 			"--inbound-port", "15006",
-			"--proxy-uid", uid,
-			"--proxy-gid", uid,
+			"--proxy-uid", strconv.FormatInt(s.uid, 10),
+			"--proxy-gid", strconv.FormatInt(s.gid, 10),
 			"--inbound-ports", s.capture.inboundPorts,
 			"--exclude-inbound-ports", excluded,
 			"--outbound-ranges", s.capture.outboundRanges,
@@ -99,7 +99,7 @@ func (c *Config) initImageFor(s *podSettings) string {
 
 // proxyContainer is the sidecar; native says that it is an init container that keeps running.
 func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool) corev1.Container {
-	uid, yes, no := proxyUID, true, false
+	uid, gid, yes, no := s.uid, s.gid, true, false
 	out := corev1.Container{
 		Name:            ProxyContainer,
 		Image:           s.image,
@@ -114,7 +114,7 @@ func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			Privileged:               &no,
 			ReadOnlyRootFilesystem:   &yes,
-			RunAsGroup:               &uid,
+			RunAsGroup:               &gid,
 			RunAsNonRoot:             &yes,
 			RunAsUser:                &uid,
 			SeccompProfile:           c.seccomp,
@@ -172,7 +172,7 @@ func (c *Config) addReadiness(to *corev1.Container, s *podSettings) {
 }
 
 // env is what the agent reads. Nothing is here that it does not.
-func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, probers string) []corev1.EnvVar {
+func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, ports, probers string) []corev1.EnvVar {
 	from := func(name, path string) corev1.EnvVar {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
 	}
@@ -192,7 +192,7 @@ func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, probers string
 		{Name: "ISTIO_META_MESH_ID", Value: literal(first(s.proxy.GetMeshId(), c.settings.Values.Global.MeshID, c.TrustDomain()))},
 		{Name: "ISTIO_META_INTERCEPTION_MODE", Value: "REDIRECT"},
 		{Name: "ISTIO_META_APP_CONTAINERS", Value: containerNames(pod.Spec.Containers)},
-		{Name: "ISTIO_META_POD_PORTS", Value: podPorts(pod.Spec.Containers)},
+		{Name: "ISTIO_META_POD_PORTS", Value: ports},
 	}
 	if probers != "" {
 		env = append(env, corev1.EnvVar{Name: probersEnv, Value: literal(probers)})

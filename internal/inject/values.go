@@ -91,7 +91,7 @@ func parseEnvoyLevel(value string) (string, error) {
 	return value, nil
 }
 
-var word = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
+var scopeName = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 
 // parseComponentLevels reads Envoy's --component-log-level: "upstream:debug,http:trace".
 func parseComponentLevels(value string) (string, error) {
@@ -110,7 +110,7 @@ func parseLevels(value string, levels []string, bare bool) (string, error) {
 		if !found && bare {
 			scope, level = "default", item
 		}
-		if !word.MatchString(scope) || !slices.Contains(levels, level) {
+		if !scopeName.MatchString(scope) || !slices.Contains(levels, level) {
 			return "", fmt.Errorf("%q is not NAME:LEVEL with one of the levels %s", item, strings.Join(levels, ", "))
 		}
 	}

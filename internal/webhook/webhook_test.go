@@ -208,7 +208,9 @@ func TestAnswers(t *testing.T) {
 		{"a hostile value is refused and named", `metadata: {name: a, annotations: {traffic.sidecar.istio.io/excludeInboundPorts: "80 --dport 1; reboot"}}`, false, false,
 			`Pod/shop/a metadata.annotations[traffic.sidecar.istio.io/excludeInboundPorts]: cannot use "80 --dport 1; reboot"`, "", "pod refused"},
 		{"what has no effect is a warning", `metadata: {name: a, annotations: {sidecar.istio.io/proxyCpu: 1m}}`, true, true, "", "did you mean sidecar.istio.io/proxyCPU?", ""},
-		{"a sidecar of one's own is refused", "metadata: {name: a}\nspec: {containers: [{name: istio-proxy}]}", false, false, "spec.containers[istio-proxy]", "", "pod refused"},
+		{"a user's part of the sidecar is merged", "metadata: {name: a}\nspec: {containers: [{name: istio-proxy, image: auto}]}", true, true, "", "", ""},
+		{"a sidecar that cannot work is refused", "metadata: {name: a}\nspec: {containers: [{name: istio-proxy, securityContext: {runAsUser: 0, runAsGroup: 0}}]}", false, false,
+			"spec.containers[istio-proxy]", "", "pod refused"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := serve(t, defaults(t))
