@@ -85,7 +85,8 @@ type app struct {
 	revision   string
 	output     string
 
-	host string // of the API server, once a connection was made; for messages
+	host  string // of the API server, once a connection was made; for messages
+	inLab bool   // it is a lab's
 }
 
 // name is how people type the program: selvage, or kubectl selvage when kubectl runs it as a plugin.
@@ -95,6 +96,23 @@ func (a *app) name() string {
 		return "kubectl " + strings.ReplaceAll(plugin, "_", "-")
 	}
 	return "selvage"
+}
+
+// called is what a user at the same working directory types to run the program again, for messages that say what to do next.
+func (a *app) called() string {
+	if a.name() == "selvage" && strings.ContainsRune(a.Program, filepath.Separator) {
+		return a.Program
+	}
+	return a.name()
+}
+
+// display is called, or name where that would make the lines of a help too long.
+func (a *app) display() string {
+	const most = len("kubectl selvage")
+	if called := a.called(); len(called) <= most {
+		return called
+	}
+	return a.name()
 }
 
 func (a *app) root() *cobra.Command {
@@ -108,7 +126,7 @@ func (a *app) root() *cobra.Command {
 			selvage up                     a lab on this machine: Kubernetes, the mesh and a sample shop
 			selvage install                into the cluster of the current kubeconfig context
 			selvage status                 is every sidecar in step?`),
-		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.name()},
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.display()},
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {

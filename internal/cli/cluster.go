@@ -1,20 +1,16 @@
 package cli
 
 import (
-	"context"
-	"crypto/x509"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -48,18 +44,19 @@ func (a *app) connect() (*connection, error) {
 	}
 	config, err := loader.ClientConfig()
 	if err != nil {
-		return nil, &kubeconfigError{path: a.kubeconfig, program: a.name(), variable: a.Getenv("KUBECONFIG"), err: err}
+		return nil, &kubeconfigError{path: a.kubeconfig, program: a.called(), variable: a.Getenv("KUBECONFIG"), err: err}
 	}
-	a.host = config.Host
+	a.host, a.inLab = config.Host, isLab(loader, a.context)
 	config.QPS, config.Timeout = -1, requestTimeout // the API server limits by itself, fairly
 	config.UserAgent = "selvage"
+	config.Wrap(answered)
 	config.WarningHandler = rest.NewWarningWriter(a.Stderr, rest.WarningWriterOptions{Deduplicate: true})
 	c := &connection{config: config}
 	if c.kubernetes, err = kubernetes.NewForConfig(config); err != nil {
-		return nil, &kubeconfigError{path: a.kubeconfig, program: a.name(), err: err}
+		return nil, &kubeconfigError{path: a.kubeconfig, program: a.called(), err: err}
 	}
 	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
-		return nil, &kubeconfigError{path: a.kubeconfig, program: a.name(), err: err}
+		return nil, &kubeconfigError{path: a.kubeconfig, program: a.called(), err: err}
 	}
 	return c, nil
 }
@@ -78,6 +75,12 @@ func contextNames(raw clientcmdapi.Config) string {
 		return "none"
 	}
 	return strings.Join(names, ", ")
+}
+
+// isLab reports whether the context is that of a lab's kubeconfig, as the lab names it.
+func isLab(loader clientcmd.ClientConfig, chosen string) bool {
+	raw, err := loader.RawConfig()
+	return err == nil && cmp.Or(chosen, raw.CurrentContext) == labProgram
 }
 
 // kubeconfigError is a kubeconfig that leads nowhere.
@@ -102,29 +105,6 @@ func (e *kubeconfigError) Error() string {
 		return fmt.Sprintf("no cluster is configured: set KUBECONFIG or --kubeconfig, or make a lab on this machine with `%s up`", e.program)
 	}
 	return fmt.Sprintf("the kubeconfig cannot be used: %s; `kubectl config view` shows it", strings.TrimPrefix(e.err.Error(), "invalid configuration: "))
-}
-
-// explain is the one line that a user sees of an error: what went wrong and what to do next.
-func (a *app) explain(err error) string {
-	var (
-		dial      *net.OpError
-		transport *url.Error
-		unknownCA x509.UnknownAuthorityError
-		wrongName x509.HostnameError
-	)
-	which := "the API server at " + a.host
-	choose := "--context and --kubeconfig choose another cluster"
-	switch {
-	case apierrors.IsUnauthorized(err):
-		return fmt.Sprintf("%s does not accept the credentials of the kubeconfig: log in again; %s", which, choose)
-	case apierrors.IsForbidden(err):
-		return fmt.Sprintf("%v; use a context whose user may (--context), or ask a cluster administrator for this right", err)
-	case errors.As(err, &unknownCA), errors.As(err, &wrongName):
-		return fmt.Sprintf("%s shows a certificate that the kubeconfig does not trust (%v): is it the kubeconfig of this cluster? %s", which, cause(err), choose)
-	case errors.As(err, &dial), errors.As(err, &transport) && (transport.Timeout() || errors.Is(err, context.DeadlineExceeded)):
-		return fmt.Sprintf("cannot reach %s: %v; is it running? %s", which, cause(err), choose)
-	}
-	return err.Error()
 }
 
 // cause is the innermost error, without the addresses and verbs around it.

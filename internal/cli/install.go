@@ -194,7 +194,7 @@ func (a *app) printVerdict(o install.Options, v *install.Verdict) error {
 	fmt.Fprintf(a.Stdout, "Selvage %s is installed as revision %s, and pods get their sidecars.\n", o.Version, v.Revision)
 	fmt.Fprintf(a.Stdout, "Next: kubectl label namespace NAMESPACE %s\n", label)
 	fmt.Fprintf(a.Stdout, "      kubectl rollout restart deployment -n NAMESPACE\n")
-	fmt.Fprintf(a.Stdout, "      %s status\n", a.name())
+	fmt.Fprintf(a.Stdout, "      %s status\n", a.called())
 	return nil
 }
 

@@ -43,7 +43,7 @@ func (a *app) statusCommand() *cobra.Command {
 			}
 			a.narrow(m, args)
 			if len(args) == 1 && len(m.Proxies)+len(m.NotConnected) == 0 {
-				return fmt.Errorf("no proxy %s is connected, and no such pod has a sidecar: `%s status` lists all", args[0], a.name())
+				return fmt.Errorf("no proxy %s is connected, and no such pod has a sidecar: `%s status` lists all", args[0], a.called())
 			}
 			if err := a.showStatus(m, len(args) == 1); err != nil {
 				return err
@@ -168,7 +168,7 @@ func (a *app) summary(m *mesh) string {
 	line := fmt.Sprintf("%s: %d synced, %d stale, %d rejected.", plural(len(m.Proxies), "proxy", "proxies"), counts[synced], counts[stale], counts[rejected])
 	if counts[rejected] > 0 {
 		n := slices.IndexFunc(m.Proxies, func(p proxy) bool { return p.state() == rejected })
-		line += fmt.Sprintf("\nWhy: %s status %s -n %s", a.name(), m.Proxies[n].Pod, m.Proxies[n].Namespace)
+		line += fmt.Sprintf("\nWhy: %s status %s -n %s", a.called(), m.Proxies[n].Pod, m.Proxies[n].Namespace)
 	}
 	return line
 }

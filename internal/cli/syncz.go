@@ -136,7 +136,11 @@ func (a *app) gather(ctx context.Context, c *connection, address string) (*mesh,
 		}
 	}
 	if !slices.ContainsFunc(m.Replicas, func(r replica) bool { return r.Error == "" }) {
-		return nil, fmt.Errorf("no replica of the control plane answers: %s", m.Replicas[0].Error)
+		next := "is selvaged running there?"
+		if !targets[0].outside {
+			next = "look with `kubectl get pods -n " + install.Namespace + " -l app=istiod`"
+		}
+		return nil, fmt.Errorf("no replica of the control plane answers: %s; %s", m.Replicas[0].Error, next)
 	}
 	for _, p := range byID {
 		m.Proxies = append(m.Proxies, p)
@@ -183,8 +187,9 @@ func readerToken(ctx context.Context, c *connection) (string, error) {
 
 // target is one way to a replica.
 type target struct {
-	name string
-	read func(ctx context.Context, token string) (*syncz, error)
+	name    string
+	outside bool // of the cluster
+	read    func(ctx context.Context, token string) (*syncz, error)
 }
 
 // targets finds the replicas: each pod, through the API server's port-forward; a control plane outside the cluster where its
@@ -200,7 +205,7 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 	}
 	for _, pod := range pods.Items {
 		if pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil {
-			targets = append(targets, target{pod.Name, func(ctx context.Context, token string) (*syncz, error) {
+			targets = append(targets, target{name: pod.Name, read: func(ctx context.Context, token string) (*syncz, error) {
 				return c.readPod(ctx, pod.Name, token)
 			}})
 		}
@@ -229,9 +234,9 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 	case len(services.Items) > 0:
 		return nil, fmt.Errorf("no replica of the control plane runs: look with `kubectl get pods -n %s -l app=istiod`", install.Namespace)
 	case a.revision != "":
-		return nil, fmt.Errorf("the cluster has no control plane of Selvage of revision %s: `%s version` lists those it has", a.revision, a.name())
+		return nil, fmt.Errorf("the cluster has no control plane of Selvage of revision %s: `%s version` lists those it has", a.revision, a.called())
 	}
-	return nil, fmt.Errorf("the cluster has no control plane of Selvage: `%s install` makes one", a.name())
+	return nil, fmt.Errorf("the cluster has no control plane of Selvage: `%s install` makes one", a.called())
 }
 
 // leadsTo gives the addresses, HOST:PORT, of the status port behind a Service without a selector. They are asked directly: the
@@ -263,7 +268,7 @@ func (c *connection) leadsTo(ctx context.Context, service *corev1.Service) (addr
 
 // outside is a control plane that is asked directly.
 func outside(address string) target {
-	return target{address, func(ctx context.Context, token string) (*syncz, error) {
+	return target{name: address, outside: true, read: func(ctx context.Context, token string) (*syncz, error) {
 		answer, err := read(ctx, address, token)
 		if err != nil {
 			return nil, fmt.Errorf("ask the control plane at %s: %w", address, err)
@@ -280,9 +285,6 @@ func (c *connection) readPod(ctx context.Context, name, token string) (*syncz, e
 	}
 	defer stop()
 	answer, err := read(ctx, address, token)
-	if errors.Is(err, io.EOF) { // the forwarder takes connections even when the pod does not
-		return nil, fmt.Errorf("ask pod %s: nothing answers on its port %d", name, install.HTTPPort)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("ask pod %s: %w", name, err)
 	}
@@ -298,6 +300,9 @@ func read(ctx context.Context, address, token string) (*syncz, error) {
 	request.Header.Set("Authorization", "Bearer "+token)
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Do(request)
+	if errors.Is(err, io.EOF) { // a forwarder takes connections even when nothing is behind it
+		return nil, fmt.Errorf("%s: the connection was closed without an answer, as a forwarder does with nothing behind it", install.DebugPath)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", install.DebugPath, cause(err))
 	}
