@@ -66,7 +66,7 @@ func startSidecar(t testing.TB, n *netns, ca *authority, id string) *sidecar {
 
 	b, err := envoy.Bootstrap(envoy.BootstrapConfig{
 		NodeID: "sidecar~10.77.0.2~pod.shop~shop.svc.cluster.local", Cluster: "pod.shop", Metadata: map[string]any{"NAMESPACE": "shop"},
-		XDSSocket: filepath.Join(dir, "XDS"), SDSSocket: filepath.Join(dir, "socket"),
+		XDSSocket: filepath.Join(dir, "XDS"), SDSSocket: filepath.Join(dir, "socket"), IPv6: n.ipv6,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -45,7 +45,7 @@ func newTown(t testing.TB) *town {
 	w.serverNet.ip("route add default via 10.77.0.2")
 	w.clientNet.intercept()
 	w.serverNet.intercept()
-	w.serveApps()
+	w.serveApps("0.0.0.0")
 
 	w.identity, w.serverIdentity = identity("shop", "client"), identity("shop", "server")
 	ca := newAuthority(t)
@@ -56,9 +56,9 @@ func newTown(t testing.TB) *town {
 	return w
 }
 
-// serveApps starts what runs in the server's pod: HTTP on 8080 and on 7070, which no service names, HTTPS on 8443, and TCP on
+// serveApps starts what runs in the server's pod, on an address that is all of one family ("[::]": of both): HTTP on 8080 and on 7070, which no service names, HTTPS on 8443, and TCP on
 // 3306, 3307 and 5432 where the server speaks first.
-func (w *town) serveApps() {
+func (w *town) serveApps(host string) {
 	w.t.Helper()
 	var both http.Protocols
 	both.SetHTTP1(true)
@@ -71,8 +71,8 @@ func (w *town) serveApps() {
 		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 		_ = json.NewEncoder(rw).Encode(reply{Proto: r.Proto, Host: r.Host, Path: r.URL.Path, Local: local.String(), Remote: r.RemoteAddr, Header: r.Header})
 	})}
-	for _, address := range []string{"0.0.0.0:8080", "0.0.0.0:7070"} {
-		l := w.serverNet.listen(address)
+	for _, address := range []string{":8080", ":7070"} {
+		l := w.serverNet.listen(host + address)
 		go func() { _ = echo.Serve(l) }()
 	}
 	certificate, key := newAuthority(w.t).sign(w.t, "https://the.application")
@@ -80,10 +80,10 @@ func (w *town) serveApps() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	secure := tls.NewListener(w.serverNet.listen("0.0.0.0:8443"), &tls.Config{Certificates: []tls.Certificate{pair}})
+	secure := tls.NewListener(w.serverNet.listen(host+":8443"), &tls.Config{Certificates: []tls.Certificate{pair}})
 	go func() { _ = echo.Serve(secure) }()
-	for _, address := range []string{"0.0.0.0:3306", "0.0.0.0:5432", "0.0.0.0:3307"} {
-		l := w.serverNet.listen(address)
+	for _, address := range []string{":3306", ":5432", ":3307"} {
+		l := w.serverNet.listen(host + address)
 		go func() {
 			for {
 				c, err := l.Accept()
