@@ -83,7 +83,7 @@ func (st *stream) introduce(ctx context.Context, receive func() (request, error)
 	if err != nil {
 		return first, "", status.Error(codes.InvalidArgument, err.Error())
 	}
-	st.proxy = scope.Proxy{ID: n.id, Namespace: namespace, Name: n.pod, ServiceAccount: account, Version: n.envoy}
+	st.proxy = scope.Proxy{ID: n.id, Namespace: namespace, Name: n.pod, ServiceAccount: account, Version: n.envoy, Addresses: n.addresses}
 	if n.namespace != namespace {
 		return first, "", status.Errorf(codes.PermissionDenied, "node id %q is of namespace %s, but the proxy's identity is service account %s of namespace %s",
 			n.id, n.namespace, account, namespace)

@@ -2,15 +2,19 @@ package ads_test
 
 import (
 	"context"
+	"maps"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/selvage-mesh/selvage/internal/ads"
 )
@@ -331,5 +335,46 @@ func TestStuckProxy(t *testing.T) {
 	c.await("the proxy is gone", func(ps []ads.ProxyStatus) bool { return len(ps) == 0 })
 	if log := c.log.String(); !strings.Contains(log, "proxy does not read") {
 		t.Errorf("log:\n%s", log)
+	}
+}
+
+// TestFamiliesBeforeThePodsStatus has a proxy connect whose pod's status has no address yet. It says itself which it has, so
+// that its listeners need not change once the status says so too.
+func TestFamiliesBeforeThePodsStatus(t *testing.T) {
+	c, w := start(t, nil), newWorld(1)
+	publish := func(addresses ...netip.Addr) {
+		pod := *w.Workloads[workload("web-0")]
+		pod.Addresses = addresses
+		w.Workloads = maps.Clone(w.Workloads)
+		w.Workloads[pod.Key] = &pod
+		c.Publish(w.model())
+	}
+	publish()
+	p := c.connect("web-0", "shop/web")
+	p.node.Metadata.Fields["INSTANCE_IPS"] = structpb.NewStringValue("10.1.0.1,no address,fd00::1")
+	p.subscribe("CDS")
+	p.ack(p.next("CDS"))
+	p.subscribe("EDS", clusterOf("db"))
+	p.ack(p.next("EDS"))
+	p.subscribe("LDS")
+	r := p.next("LDS")
+	p.ack(r)
+	families := map[string]int{}
+	for _, listener := range r.GetResources() {
+		var l listenerv3.Listener
+		if err := listener.GetResource().UnmarshalTo(&l); err != nil {
+			t.Fatal(err)
+		}
+		families[l.GetName()] = 1 + len(l.GetAdditionalAddresses())
+	}
+	for _, name := range []string{"virtualOutbound", "virtualInbound", "0.0.0.0_80"} {
+		if families[name] != 2 {
+			t.Errorf("listener %s has addresses of %d families, want 2", name, families[name])
+		}
+	}
+	w.endpoints("db", "10.1.0.2", "10.1.0.3")
+	publish(netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00::1"))
+	if got := contents(p.next("EDS")); got != clusterOf("db") {
+		t.Errorf("once the pod's status has the addresses, the proxy is sent %s", got)
 	}
 }

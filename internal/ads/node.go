@@ -17,6 +17,7 @@ type node struct {
 	pod       string
 	envoy     scope.Version
 	release   string // metadata ISTIO_VERSION: the release of the agent
+	addresses []netip.Addr
 }
 
 // maxNodeID bounds what a proxy may have us keep and log as its name.
@@ -51,9 +52,23 @@ func parseNode(n *corev3.Node) (node, error) {
 	v := n.GetUserAgentBuildVersion().GetVersion()
 	return node{
 		id: id, pod: parts[2][:dot], namespace: parts[2][dot+1:],
-		envoy:   scope.Version{Major: v.GetMajorNumber(), Minor: v.GetMinorNumber(), Patch: v.GetPatch()},
-		release: release(n.GetMetadata().GetFields()["ISTIO_VERSION"].GetStringValue()),
+		envoy:     scope.Version{Major: v.GetMajorNumber(), Minor: v.GetMinorNumber(), Patch: v.GetPatch()},
+		release:   release(n.GetMetadata().GetFields()["ISTIO_VERSION"].GetStringValue()),
+		addresses: addresses(n.GetMetadata().GetFields()["INSTANCE_IPS"].GetStringValue()),
 	}, nil
+}
+
+// maxAddresses is how many addresses are read of a list that a proxy sends; the agent sends one of each family.
+const maxAddresses = 8
+
+// addresses reads the list in which a proxy says which addresses it has, as in Istio; what is none is left out.
+func addresses(list string) (all []netip.Addr) {
+	for i, s := range strings.SplitN(list, ",", maxAddresses+1) {
+		if a, err := netip.ParseAddr(s); err == nil && i < maxAddresses {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // release is a metric label, so only what looks like a release is taken from a proxy.

@@ -18,6 +18,8 @@ type Proxy struct {
 	Name           string // the pod's name
 	ServiceAccount string
 	Version        Version // Envoy's; zero when it did not say
+	// Addresses are those that it says its pod has. They decide nothing but where it listens itself.
+	Addresses []netip.Addr
 }
 
 // Version is an Envoy release.
@@ -25,19 +27,22 @@ type Version struct{ Major, Minor, Patch uint32 }
 
 // Traits are the properties of a proxy that change what is generated for it. Few values of each, or the cache is of no use.
 type Traits struct {
-	// IPv4 and IPv6 say which addresses the workload has; IPv4 stands when none are known.
+	// IPv4 and IPv6 say which addresses the workload has, by its pod's status or by its own word; IPv4 stands when none are known.
 	IPv4, IPv6 bool
 }
 
+// traits takes the proxy's word besides the pod's status, because it can be here before that has an address: listeners that
+// get another family later, under another name, leave a moment in which nobody takes the connections.
 func traits(w *mesh.Workload, p Proxy) (t Traits) {
 	for _, a := range w.Addresses {
 		t.add(a)
 	}
-	if t == (Traits{}) { // a pod's sidecar can be here before its addresses are in its status: the node id has one
-		if fields := strings.Split(p.ID, "~"); len(fields) > 1 {
-			a, _ := netip.ParseAddr(fields[1])
-			t.add(a)
-		}
+	for _, a := range p.Addresses {
+		t.add(a)
+	}
+	if fields := strings.Split(p.ID, "~"); len(fields) > 1 {
+		a, _ := netip.ParseAddr(fields[1])
+		t.add(a)
 	}
 	if t == (Traits{}) {
 		t.IPv4 = true

@@ -22,20 +22,23 @@ func model(addresses ...string) *mesh.Model {
 }
 
 func TestAProxyIsWhatItsAddressesSay(t *testing.T) {
+	both := []netip.Addr{netip.MustParseAddr("10.1.0.5"), netip.MustParseAddr("fd00::5")}
 	for _, c := range []struct {
 		name      string
 		addresses []string
 		id        string
+		says      []netip.Addr
 		want      scope.Traits
 	}{
-		{"IPv4", []string{"10.1.0.5"}, "sidecar~10.1.0.5~web-0.shop~x", scope.Traits{IPv4: true}},
-		{"IPv6", []string{"fd00::5"}, "sidecar~fd00::5~web-0.shop~x", scope.Traits{IPv6: true}},
-		{"both", []string{"10.1.0.5", "fd00::5"}, "sidecar~10.1.0.5~web-0.shop~x", scope.Traits{IPv4: true, IPv6: true}},
-		{"not in the pod's status yet", nil, "sidecar~fd00::5~web-0.shop~x", scope.Traits{IPv6: true}},
-		{"nothing known", nil, "web-0", scope.Traits{IPv4: true}},
-		{"nonsense", nil, "sidecar~x~web-0.shop~x", scope.Traits{IPv4: true}},
+		{"IPv4", []string{"10.1.0.5"}, "sidecar~10.1.0.5~web-0.shop~x", nil, scope.Traits{IPv4: true}},
+		{"IPv6", []string{"fd00::5"}, "sidecar~fd00::5~web-0.shop~x", nil, scope.Traits{IPv6: true}},
+		{"both", []string{"10.1.0.5", "fd00::5"}, "sidecar~10.1.0.5~web-0.shop~x", nil, scope.Traits{IPv4: true, IPv6: true}},
+		{"not in the pod's status yet", nil, "sidecar~fd00::5~web-0.shop~x", nil, scope.Traits{IPv6: true}},
+		{"not in the pod's status yet, and the proxy knows more", nil, "sidecar~10.1.0.5~web-0.shop~x", both, scope.Traits{IPv4: true, IPv6: true}},
+		{"nothing known", nil, "web-0", nil, scope.Traits{IPv4: true}},
+		{"nonsense", nil, "sidecar~x~web-0.shop~x", nil, scope.Traits{IPv4: true}},
 	} {
-		v, err := scope.For(model(c.addresses...), scope.Proxy{ID: c.id, Namespace: "shop", Name: "web-0", ServiceAccount: "web"})
+		v, err := scope.For(model(c.addresses...), scope.Proxy{ID: c.id, Addresses: c.says, Namespace: "shop", Name: "web-0", ServiceAccount: "web"})
 		if err != nil || v.Traits != c.want {
 			t.Errorf("%s: %+v, %v, want %+v", c.name, v.Traits, err, c.want)
 		}
