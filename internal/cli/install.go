@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
+	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/install"
 	"github.com/selvage-mesh/selvage/internal/version"
 )
@@ -25,6 +26,7 @@ type installFlags struct {
 	proxyImage string
 	meshConfig string
 	endpoint   string
+	setDefault bool
 	dryRun     bool
 	wait       bool
 	timeout    time.Duration
@@ -45,6 +47,7 @@ func (a *app) installCommand() *cobra.Command {
 			selvage install --dry-run                       what would change
 			selvage install --dry-run -o yaml > mesh.yaml   the objects, without asking a cluster
 			selvage install --revision asm-1234-1           beside other revisions
+			selvage install --revision asm-1234-1 --set-default   as the one of istio-injection=enabled
 			selvage install --registry registry.example.com/mesh --tag 1.0.0
 			selvage install --endpoint 192.0.2.7            the control plane runs there, outside the cluster`),
 		Args: atMost(0),
@@ -69,6 +72,8 @@ func (a *app) installCommand() *cobra.Command {
 	f.StringVar(&o.ClusterID, "cluster-id", o.ClusterID, "name of this cluster in the mesh")
 	f.StringVar(&o.TrustDomain, "trust-domain", o.TrustDomain, "trust domain of the workloads' identities (default: the mesh configuration's, or cluster.local)")
 	f.StringVar(&o.LogLevel, "log-level", "", "log level of the control plane: debug, info, warn or error")
+	f.BoolVar(&flags.setDefault, "set-default", false, "make this revision the one that istio-injection=enabled leads to")
+	f.BoolVar(&o.EnableNamespacesByDefault, "every-namespace", false, "give sidecars also in namespaces that no label speaks of")
 	f.StringVar(&flags.meshConfig, "mesh-config", "", "file with a MeshConfig (YAML) that replaces the built-in one")
 	f.StringVar(&flags.endpoint, "endpoint", "", "a control plane outside the cluster: ADDRESS[:xds=PORT,webhook=PORT,http=PORT]")
 	f.StringVar(&o.WebhookURL, "webhook-url", "", "let the API server call the webhook at this address, such as https://127.0.0.1:15017")
@@ -104,6 +109,9 @@ func (a *app) installOptions(cmd *cobra.Command, flags *installFlags) error {
 		o.ProxyImage = flags.proxyImage
 	}
 	o.Revision = a.revision
+	if flags.setDefault && revisionName(o.Revision) != install.DefaultRevision {
+		o.Tags = []string{inject.DefaultTag}
+	}
 	if flags.endpoint != "" {
 		endpoint, err := install.ParseEndpoint(flags.endpoint)
 		if err != nil {

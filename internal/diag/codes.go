@@ -19,9 +19,19 @@ const (
 	InvalidAnnotation Code = "SEL0020"
 	// InvalidInjectConfig marks an injector configuration that cannot be used.
 	InvalidInjectConfig Code = "SEL0021"
+	// InjectionLabel marks a label or annotation about injection that has no effect or leads nowhere.
+	InjectionLabel Code = "SEL0022"
+	// RivalWebhooks marks a pod that the webhooks of several configurations would inject.
+	RivalWebhooks Code = "SEL0023"
 
 	// WebhookDrift marks a webhook configuration whose caBundle is not ours.
 	WebhookDrift Code = "SEL0040"
 	// InvalidRoot marks a Secret or file that should hold the mesh's root and does not.
 	InvalidRoot Code = "SEL0041"
+)
+
+// The codes of findings that `istioctl analyze` has too, under its number.
+const (
+	// MultipleInjectionLabels marks a namespace with both kinds of label that ask for sidecars.
+	MultipleInjectionLabels Code = "IST0123"
 )

@@ -200,9 +200,6 @@ func (c *compiler) unsupported() {
 	if v.Global.Proxy.IncludeOutboundPorts != "" {
 		c.report(diag.Error, "values.global.proxy.includeOutboundPorts", "capturing single outbound ports is not supported yet", "set it to \"\"")
 	}
-	if v.Webhook.EnableNamespacesByDefault {
-		c.report(diag.Warning, "values.sidecarInjectorWebhook.enableNamespacesByDefault", "it has no effect yet: label the namespaces", "")
-	}
 	if v.Global.LogAsJSON {
 		c.report(diag.Warning, "values.global.logAsJson", "it has no effect on sidecars yet", "")
 	}

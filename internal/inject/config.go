@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"slices"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/ref"
@@ -97,11 +96,6 @@ func (c *Config) ForCluster(cluster, network string) *Config {
 		copied.network = network
 	}
 	return &copied
-}
-
-// ignores reports whether pods of the namespace never get a sidecar.
-func (c *Config) ignores(namespace string) bool {
-	return namespace == c.Namespace() || slices.Contains(SystemNamespaces, namespace)
 }
 
 // Compile checks the settings and computes what does not depend on a pod. With a problem of severity Error the Config is nil:

@@ -2,7 +2,7 @@ package inject
 
 import (
 	"fmt"
-	"strings"
+	"slices"
 
 	"istio.io/api/annotation"
 	"istio.io/api/label"
@@ -13,8 +13,8 @@ import (
 // Reason says why a pod gets a sidecar or not. The strings are label values of a metric: they stay.
 type Reason string
 
-// The reasons, in the order in which Decide looks for them. The order is Istio's, except for the first three and the last of
-// the skips, which Istio leaves to fail later.
+// The reasons of Decide, in the order in which it looks for them. The order is Istio's, except for the first three, which Istio
+// leaves to fail later.
 const (
 	MirrorPod        Reason = "mirror_pod"        // the API server's image of a static pod: the kubelet ignores changes
 	OtherSystem      Reason = "other_system"      // not a Linux pod
@@ -23,7 +23,6 @@ const (
 	IgnoredNamespace Reason = "ignored_namespace" // Kubernetes' own namespaces, and the mesh's
 	OptedIn          Reason = "opted_in"          // sidecar.istio.io/inject: "true"
 	OptedOut         Reason = "opted_out"         // sidecar.istio.io/inject: "false"
-	UnknownOptValue  Reason = "unknown_opt_value" // sidecar.istio.io/inject is neither: taken as "false", as Istio does
 	NeverSelector    Reason = "never_selector"    // neverInjectSelector
 	AlwaysSelector   Reason = "always_selector"   // alwaysInjectSelector
 	PolicyEnabled    Reason = "policy_enabled"    // says nothing, policy: enabled
@@ -35,23 +34,25 @@ type Verdict struct {
 	Inject bool
 	Reason Reason
 	Detail string
-	// Surprising is set where the pod itself asks for a sidecar and gets none.
+	// Surprising is set where the pod itself says something about its sidecar and gets none although it did not say no.
 	Surprising bool
+	// Warning is a sentence for the person who creates the pod, whatever was decided: its word about the sidecar could not be
+	// used. "" is the rule.
+	Warning string
 }
 
 // SystemNamespaces never get sidecars: what runs there must work before and without the mesh.
 var SystemNamespaces = []string{"kube-system", "kube-public", "kube-node-lease", "local-path-storage"}
 
 // Decide says whether the pod gets a sidecar. The labels of its namespace are no part of it: they, and the pod's revision,
-// decide at the API server which revision's webhook is called at all (Webhooks). The pod's namespace must be set.
+// decide at the API server which revision's webhook is called at all (Admission). The pod's namespace must be set.
 func Decide(pod *corev1.Pod, cfg *Config) Verdict {
-	asked, where := optValue(pod)
-	wants, known := parseOpt(asked)
+	asked := askedBy(pod)
 	skip := func(r Reason, format string, args ...any) Verdict {
-		return Verdict{Reason: r, Detail: fmt.Sprintf(format, args...), Surprising: wants && known && asked != ""}
+		return Verdict{Reason: r, Detail: fmt.Sprintf(format, args...), Surprising: asked.value == "true"}
 	}
 	switch {
-	case pod.Annotations[corev1.MirrorPodAnnotationKey] != "":
+	case isMirror(pod):
 		return skip(MirrorPod, "it is the mirror of a static pod, which the kubelet runs as the node's file says")
 	case pod.Spec.OS != nil && pod.Spec.OS.Name != corev1.Linux && pod.Spec.OS.Name != "":
 		return skip(OtherSystem, "spec.os.name is %s: the sidecar runs on Linux only", pod.Spec.OS.Name)
@@ -59,21 +60,22 @@ func Decide(pod *corev1.Pod, cfg *Config) Verdict {
 		return Verdict{Reason: AlreadyInjected, Detail: "it has the sidecar already (annotation " + annotation.SidecarStatus.Name + ")"}
 	case pod.Spec.HostNetwork:
 		return skip(HostNetwork, "spec.hostNetwork is true: interception would capture the traffic of the whole node")
-	case cfg.ignores(pod.Namespace):
+	case slices.Contains(SystemNamespaces, pod.Namespace):
 		return skip(IgnoredNamespace, "pods of namespace %s never get a sidecar", pod.Namespace)
+	case pod.Namespace == cfg.Namespace() && !asksByLabel(pod):
+		return skip(IgnoredNamespace, "pods of namespace %s, the mesh's own, get a sidecar only by their own label %s: \"true\"",
+			pod.Namespace, label.SidecarInject.Name)
+	case asked.value == "true":
+		return Verdict{Inject: true, Reason: OptedIn, Detail: asked.String()}
+	case asked.value == "false":
+		return Verdict{Reason: OptedOut, Detail: asked.String()}
 	}
-	if asked != "" {
-		switch {
-		case !known:
-			return Verdict{Reason: UnknownOptValue, Surprising: true,
-				Detail: fmt.Sprintf("%s is %q, which is neither \"true\" nor \"false\" and counts as \"false\"", where, asked)}
-		case wants:
-			return Verdict{Inject: true, Reason: OptedIn, Detail: fmt.Sprintf("%s is %q", where, asked)}
-		default:
-			return Verdict{Reason: OptedOut, Detail: fmt.Sprintf("%s is %q", where, asked)}
-		}
+	v := cfg.decideUndecided(pod)
+	if asked.value != "" {
+		v.Warning = asked.String() + `, which is neither "true" nor "false" and counts as not said`
+		v.Surprising = !v.Inject
 	}
-	return cfg.decideUndecided(pod)
+	return v
 }
 
 // decideUndecided is for the pod that says nothing itself.
@@ -95,23 +97,26 @@ func (c *Config) decideUndecided(pod *corev1.Pod) Verdict {
 	return Verdict{Reason: PolicyDisabled, Detail: "the injection policy is disabled and the pod does not ask for a sidecar"}
 }
 
-// optValue is what the pod says about itself, and where: the label before the deprecated annotation of the same name.
-func optValue(pod *corev1.Pod) (value, where string) {
+// wish is what a pod says about its sidecar, and where. Only "true" and "false" are words, in lower case, as in Istio
+// 1.31 and in the selectors of the webhooks; anything else is as if nothing was said.
+type wish struct{ value, where string }
+
+func (w wish) String() string { return fmt.Sprintf("%s is %q", w.where, w.value) }
+
+// askedBy reads the label before the deprecated annotation of the same name.
+func askedBy(pod *corev1.Pod) wish {
 	if v, ok := pod.Labels[label.SidecarInject.Name]; ok {
-		return v, "label " + label.SidecarInject.Name
+		return wish{v, "label " + label.SidecarInject.Name}
 	}
-	return pod.Annotations[annotation.SidecarInject.Name], "annotation " + annotation.SidecarInject.Name
+	return wish{pod.Annotations[annotation.SidecarInject.Name], "annotation " + annotation.SidecarInject.Name}
 }
 
-// parseOpt reads the words that Istio takes for yes, and YAML's for no.
-func parseOpt(s string) (yes, known bool) {
-	switch strings.ToLower(s) {
-	case "true", "y", "yes", "on":
-		return true, true
-	case "false", "n", "no", "off", "":
-		return false, true
-	}
-	return false, false
+func asksByLabel(pod *corev1.Pod) bool { return pod.Labels[label.SidecarInject.Name] == "true" }
+
+// isMirror reports whether the pod is the API server's image of one that a node runs from a file.
+func isMirror(pod *corev1.Pod) bool {
+	_, is := pod.Annotations[corev1.MirrorPodAnnotationKey]
+	return is
 }
 
 // injected reports whether the pod has a sidecar that an injector put there. The annotation alone is not enough: it comes

@@ -2,6 +2,7 @@ package inject_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"istio.io/api/annotation"
@@ -26,16 +27,19 @@ alwaysInjectSelector: [{matchExpressions: [{key: mesh, operator: Exists}]}]
 		{"a pod that says nothing follows the policy", "", `spec: {}`, true, inject.PolicyEnabled, false},
 		{"a pod that says nothing follows the policy, also when it is disabled", disabled, `spec: {}`, false, inject.PolicyDisabled, false},
 		{"the label asks for it", disabled, `metadata: {labels: {sidecar.istio.io/inject: "true"}}`, true, inject.OptedIn, false},
-		{"yes is a word for true", disabled, `metadata: {labels: {sidecar.istio.io/inject: "Yes"}}`, true, inject.OptedIn, false},
+		{"yes is no word for true", disabled, `metadata: {labels: {sidecar.istio.io/inject: "Yes"}}`, false, inject.PolicyDisabled, true},
 		{"the label forbids it", "", `metadata: {labels: {sidecar.istio.io/inject: "false"}}`, false, inject.OptedOut, false},
 		{"the deprecated annotation still counts", "", `metadata: {annotations: {sidecar.istio.io/inject: "false"}}`, false, inject.OptedOut, false},
 		{"the label comes before the annotation", "", `metadata: {labels: {sidecar.istio.io/inject: "true"}, annotations: {sidecar.istio.io/inject: "false"}}`, true, inject.OptedIn, false},
-		{"an unknown word is no, and is told", "", `metadata: {labels: {sidecar.istio.io/inject: "enabled"}}`, false, inject.UnknownOptValue, true},
+		{"an unknown word is as if nothing was said", "", `metadata: {labels: {sidecar.istio.io/inject: "no"}}`, true, inject.PolicyEnabled, false},
+		{"and does not come before the selectors", selectors, `metadata: {labels: {sidecar.istio.io/inject: "yes", job: batch}}`, false, inject.NeverSelector, true},
 		{"an empty label says nothing", "", `metadata: {labels: {sidecar.istio.io/inject: ""}}`, true, inject.PolicyEnabled, false},
 		{"the network of the node is not captured", "", `spec: {hostNetwork: true}`, false, inject.HostNetwork, false},
 		{"nor when the pod asks for it", "", "metadata: {labels: {sidecar.istio.io/inject: \"true\"}}\nspec: {hostNetwork: true}", false, inject.HostNetwork, true},
 		{"kube-system stays as it is", "", `metadata: {namespace: kube-system, labels: {sidecar.istio.io/inject: "true"}}`, false, inject.IgnoredNamespace, true},
 		{"the mesh's own namespace stays as it is", "", `metadata: {namespace: istio-system}`, false, inject.IgnoredNamespace, false},
+		{"but for a pod that asks by label, as a gateway does", "", `metadata: {namespace: istio-system, labels: {sidecar.istio.io/inject: "true"}}`, true, inject.OptedIn, false},
+		{"the annotation is not enough there", "", `metadata: {namespace: istio-system, annotations: {sidecar.istio.io/inject: "true"}}`, false, inject.IgnoredNamespace, true},
 		{"never comes before the policy", selectors, `metadata: {labels: {job: batch}}`, false, inject.NeverSelector, false},
 		{"never comes before always", selectors, `metadata: {labels: {job: batch, mesh: "1"}}`, false, inject.NeverSelector, false},
 		{"an empty selector selects nothing", selectors, `metadata: {labels: {app: web}}`, true, inject.PolicyEnabled, false},
@@ -59,92 +63,12 @@ alwaysInjectSelector: [{matchExpressions: [{key: mesh, operator: Exists}]}]
 			if v.Detail == "" {
 				t.Error("the verdict has no sentence")
 			}
+			word, said := pod.Labels["sidecar.istio.io/inject"]
+			if odd := said && word != "true" && word != "false" && word != ""; odd != strings.Contains(v.Warning, "counts as not said") {
+				t.Errorf("the warning is %q", v.Warning)
+			}
 		})
 	}
-}
-
-// TestOneWebhookAtMost asks, for every combination of labels, which entries of two revisions, of the default revision and of a
-// tag the API server would call. Two calls would inject twice, from two control planes.
-func TestOneWebhookAtMost(t *testing.T) {
-	entries := slices.Concat(
-		rename(t, "default", inject.DefaultRevision), rename(t, "canary", "canary"), rename(t, "stable", "stable"))
-	namespaceLabels := [][]string{{"istio-injection", "", "enabled", "disabled", "yes"}, {"istio.io/rev", "", "default", "canary", "stable", "gone"}}
-	podLabels := [][]string{{"sidecar.istio.io/inject", "", "true", "false", "maybe"}, {"istio.io/rev", "", "default", "canary", "stable", "gone"}}
-	combinations := 0
-	for _, namespace := range combine(namespaceLabels) {
-		for _, pod := range combine(podLabels) {
-			combinations++
-			got, err := inject.Matching(entries, "shop", namespace, pod)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := wantWebhook(namespace, pod)
-			if len(got) > 1 || len(got) == 0 && want != "" || len(got) == 1 && got[0] != want {
-				t.Errorf("namespace %v, pod %v: calls %v, want %q", namespace, pod, got, want)
-			}
-			for _, system := range append([]string{"istio-system"}, inject.SystemNamespaces...) {
-				if got, _ := inject.Matching(entries, system, namespace, pod); len(got) != 0 {
-					t.Errorf("namespace %s %v, pod %v: calls %v, want none", system, namespace, pod, got)
-				}
-			}
-		}
-	}
-	if combinations != 4*5*4*5 {
-		t.Errorf("%d combinations", combinations)
-	}
-}
-
-// wantWebhook says in a few sentences what the selectors say: istio-injection decides before istio.io/rev, the namespace before
-// the pod, and "false" on the pod before all.
-func wantWebhook(namespace, pod map[string]string) string {
-	revisions := []string{"default", "canary", "stable"}
-	if pod["sidecar.istio.io/inject"] == "false" {
-		return ""
-	}
-	if injection, has := namespace["istio-injection"]; has {
-		if injection == "enabled" {
-			return "default/" + inject.NamespaceWebhook
-		}
-		return ""
-	}
-	if rev, has := namespace["istio.io/rev"]; has {
-		if slices.Contains(revisions, rev) {
-			return rev + "/" + inject.RevisionNamespaceWebhook
-		}
-		return ""
-	}
-	if rev, has := pod["istio.io/rev"]; has {
-		if slices.Contains(revisions, rev) {
-			return rev + "/" + inject.RevisionObjectWebhook
-		}
-		return ""
-	}
-	if pod["sidecar.istio.io/inject"] == "true" {
-		return "default/" + inject.ObjectWebhook
-	}
-	return ""
-}
-
-// combine gives every choice of values; "" leaves the label out.
-func combine(choices [][]string) []map[string]string {
-	out := []map[string]string{{}}
-	for _, choice := range choices {
-		var next []map[string]string
-		for _, m := range out {
-			for _, value := range choice[1:] {
-				more := map[string]string{}
-				for k, v := range m {
-					more[k] = v
-				}
-				if value != "" {
-					more[choice[0]] = value
-				}
-				next = append(next, more)
-			}
-		}
-		out = next
-	}
-	return out
 }
 
 // TestRulesAreComplete: every annotation that the API module knows for pods has a rule, so that none is ignored in silence when

@@ -9,26 +9,17 @@ import (
 	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
-// rename gives the entries of one revision with the revision before their names, to tell configurations apart.
-func rename(t *testing.T, prefix, revision string) []admissionv1.MutatingWebhook {
-	t.Helper()
-	entries := inject.Webhooks(revision, inject.Endpoint{Namespace: "istio-system", Service: inject.ObjectName("istiod", revision)})
-	want := 2
-	if revision == inject.DefaultRevision {
-		want = 4
-	}
-	if len(entries) != want {
-		t.Fatalf("revision %s has %d entries, want %d", revision, len(entries), want)
-	}
-	for i := range entries {
-		entries[i].Name = prefix + "/" + entries[i].Name
-	}
-	return entries
+// registration is one of a revision, or of a tag of it, in the usual place.
+func registration(revision, tag string) inject.Registration {
+	return inject.Registration{Revision: revision, Tag: tag, Endpoint: inject.Endpoint{
+		Namespace: "istio-system", Service: inject.ObjectName("istiod", revision)}}
 }
 
 // TestWebhookSafety: what Kubernetes advises for webhooks, and what people's outages taught, holds for every entry.
 func TestWebhookSafety(t *testing.T) {
-	for _, e := range rename(t, "default", inject.DefaultRevision) {
+	r := registration("", "")
+	r.EnableNamespacesByDefault = true
+	for _, e := range r.Webhooks() {
 		switch {
 		case *e.FailurePolicy != admissionv1.Fail, *e.SideEffects != admissionv1.SideEffectClassNone, *e.ReinvocationPolicy != admissionv1.NeverReinvocationPolicy,
 			*e.TimeoutSeconds != 10, len(e.MatchConditions) == 0, e.ClientConfig.CABundle != nil, *e.ClientConfig.Service.Path != "/inject", e.ClientConfig.Service.Name != "istiod":
@@ -36,8 +27,37 @@ func TestWebhookSafety(t *testing.T) {
 			t.Errorf("unsafe entry:\n%s", text)
 		}
 	}
-	url := inject.Webhooks("canary", inject.Endpoint{Namespace: "istio-system", URL: "https://192.0.2.1:15017"})[0].ClientConfig.URL
-	if url == nil || *url != "https://192.0.2.1:15017/inject" {
+	r = registration("canary", "")
+	r.Endpoint.URL = "https://192.0.2.1:15017"
+	if url := r.Webhooks()[0].ClientConfig.URL; url == nil || *url != "https://192.0.2.1:15017/inject" {
 		t.Errorf("the URL is %v", url)
+	}
+}
+
+// TestRegistrations: names and labels are those by which Istio's tools, and our patcher of caBundle, find the objects; only
+// what stands for the default revision answers labels that name none.
+func TestRegistrations(t *testing.T) {
+	for _, c := range []struct {
+		revision, tag, name, rev, tagLabel, service string
+		entries                                     int
+	}{
+		{"", "", "istio-sidecar-injector", "default", "", "istiod", 4},
+		{"default", "", "istio-sidecar-injector", "default", "", "istiod", 4},
+		{"canary", "", "istio-sidecar-injector-canary", "canary", "", "istiod-canary", 2},
+		{"canary", "prod", "istio-revision-tag-prod", "canary", "prod", "istiod-canary", 2},
+		{"canary", "default", "istio-revision-tag-default", "canary", "default", "istiod-canary", 4},
+		{"", "prod", "istio-revision-tag-prod", "default", "prod", "istiod", 2},
+	} {
+		r := registration(c.revision, c.tag)
+		got := r.Configuration()
+		if got.Name != c.name || got.Labels["istio.io/rev"] != c.rev || got.Labels["istio.io/tag"] != c.tagLabel ||
+			len(got.Webhooks) != c.entries || got.Webhooks[0].ClientConfig.Service.Name != c.service {
+			text, _ := yaml.Marshal(got)
+			t.Errorf("revision %q, tag %q:\n%s", c.revision, c.tag, text)
+		}
+		r.EnableNamespacesByDefault = true
+		if more := len(r.Webhooks()); more > c.entries != (c.entries == 4) {
+			t.Errorf("revision %q, tag %q: %d entries with enableNamespacesByDefault", c.revision, c.tag, more)
+		}
 	}
 }

@@ -36,6 +36,9 @@ func (i *Installer) prepare(ctx context.Context, o Options) (*prepared, []Change
 		i.say("namespace %s exists and is not Selvage's: it is used as it is", Namespace)
 		objects = objects[1:]
 	}
+	if err := i.oneDefault(ctx, o); err != nil {
+		return nil, nil, err
+	}
 	if err := i.mayApply(ctx, objects); err != nil {
 		return nil, nil, err
 	}
@@ -67,7 +70,7 @@ func (i *Installer) apply(ctx context.Context, o Options, wait bool) error {
 	if err := i.warnOfRivals(ctx, o); err != nil {
 		return err
 	}
-	last := len(p.objects) - 1
+	last := len(p.objects) - len(o.webhooks())
 	i.say("applying %d objects of revision %s", len(p.objects), o.revision())
 	if err := i.applyAll(ctx, p.objects[:last], changes, o); err != nil {
 		return err

@@ -45,18 +45,25 @@ func (o Options) values() map[string]any {
 	if o.PullPolicy != "" {
 		global["imagePullPolicy"] = o.PullPolicy
 	}
-	return map[string]any{"revision": o.revision(), "global": global}
+	return map[string]any{"revision": o.revision(), "global": global,
+		"sidecarInjectorWebhook": map[string]any{"enableNamespacesByDefault": o.EnableNamespacesByDefault}}
 }
 
-// webhooks call the control plane for each pod that is created and selected. They carry no caBundle: see FieldManager.
-func (o Options) webhooks() *admissionv1.MutatingWebhookConfiguration {
-	meta := o.clusterMeta(o.Name(inject.InjectorConfigMap))
-	meta.Labels[appLabel] = "sidecar-injector"
-	return &admissionv1.MutatingWebhookConfiguration{
-		TypeMeta:   typeMeta(admissionv1.SchemeGroupVersion.String(), "MutatingWebhookConfiguration"),
-		ObjectMeta: meta,
-		Webhooks: inject.Webhooks(o.revision(), inject.Endpoint{
-			Namespace: Namespace, Service: o.Name(appName), URL: strings.TrimSuffix(o.WebhookURL, "/"),
-		}),
+// webhooks are the configurations by which the control plane is called for each pod that is created and selected: the
+// revision's, and those of its tags. They carry no caBundle: see FieldManager.
+func (o Options) webhooks() (out []*admissionv1.MutatingWebhookConfiguration) {
+	r := inject.Registration{
+		Revision:                  o.revision(),
+		EnableNamespacesByDefault: o.EnableNamespacesByDefault,
+		Endpoint:                  inject.Endpoint{Namespace: Namespace, Service: o.Name(appName), URL: strings.TrimSuffix(o.WebhookURL, "/")},
 	}
+	out = append(out, r.Configuration())
+	for _, tag := range o.Tags {
+		r.Tag = tag
+		out = append(out, r.Configuration())
+	}
+	for _, c := range out {
+		c.Labels[OwnerLabel] = Owner
+	}
+	return out
 }

@@ -11,11 +11,14 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"istio.io/api/label"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
 // Names and labels that other parts of Selvage, and people's runbooks, rely on.
@@ -71,6 +74,13 @@ type Options struct {
 	// StatusAddress, HOST:PORT, is where an operator's machine reaches the status port of a control plane outside the cluster,
 	// when that is not where the cluster reaches it. It is written onto the Service.
 	StatusAddress string
+
+	// Tags are other names of this revision, for the label istio.io/rev. The tag inject.DefaultTag makes it the default
+	// revision: the one that istio-injection=enabled leads to.
+	Tags []string
+	// EnableNamespacesByDefault gives sidecars also to pods of namespaces that no label speaks of. It takes effect on the default
+	// revision.
+	EnableNamespacesByDefault bool
 
 	MeshConfig []byte // YAML of a MeshConfig that replaces the built-in one; nil for that
 	SkipCRDs   bool   // use the custom resource definitions that the cluster has
@@ -145,6 +155,17 @@ func (o Options) Validate() error {
 		if _, _, err := net.SplitHostPort(o.StatusAddress); err != nil || o.inCluster() {
 			return fmt.Errorf("status address %q: it is HOST:PORT, of a control plane outside the cluster (--endpoint or --webhook-url)", o.StatusAddress)
 		}
+	}
+	for _, tag := range o.Tags {
+		if problems := validation.IsDNS1123Label(tag); len(problems) > 0 {
+			return fmt.Errorf("tag %q cannot be used: %s", tag, problems[0])
+		}
+		if tag == o.revision() {
+			return fmt.Errorf("tag %q is the revision's own name: a tag is another name for it", tag)
+		}
+	}
+	if o.EnableNamespacesByDefault && o.revision() != DefaultRevision && !slices.Contains(o.Tags, inject.DefaultTag) {
+		return fmt.Errorf("namespaces without a label get sidecars from the default revision: make revision %s that one (--set-default)", o.revision())
 	}
 	if o.WebhookURL == "" {
 		return nil

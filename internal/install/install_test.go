@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +20,7 @@ import (
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/install"
 )
 
@@ -154,6 +156,9 @@ func TestOptionsThatCannotWork(t *testing.T) {
 		"webhook URL \"https:":           func(o *install.Options) { o.WebhookURL = "https://127.0.0.1:1/inject" },
 		"status address \"127.0.0.1:1\"": func(o *install.Options) { o.StatusAddress = "127.0.0.1:1" },
 		"cluster's id":                   func(o *install.Options) { o.ClusterID = "" },
+		"tag \"Prod\"":                   func(o *install.Options) { o.Tags = []string{"Prod"} },
+		"tag \"canary\"":                 func(o *install.Options) { o.Revision, o.Tags = "canary", []string{"canary"} },
+		"--set-default":                  func(o *install.Options) { o.Revision, o.EnableNamespacesByDefault = "canary", true },
 		"mesh configuration":             func(o *install.Options) { o.MeshConfig = []byte("a: [") },
 	} {
 		o := install.Default("1.0.0")
@@ -226,6 +231,71 @@ func TestARevisionHasNamesOfItsOwn(t *testing.T) {
 	}
 	if hooks := field(t, objects, "MutatingWebhookConfiguration", "istio-sidecar-injector-asm-1234-1", "webhooks"); strings.Contains(hooks, `"istio-injection","operator":"In"`) {
 		t.Error("a revision that is not the default one answers to istio-injection=enabled")
+	}
+}
+
+// TestADefaultThatIsATag: the labels that name no revision lead to this one by the configuration of the default tag.
+func TestADefaultThatIsATag(t *testing.T) {
+	o := install.Default("1.0.0")
+	o.Revision, o.Tags, o.EnableNamespacesByDefault = "canary", []string{"default", "prod"}, true
+	objects := render(t, o)
+	for _, c := range []struct{ name, path, want string }{
+		{"istio-revision-tag-default", "webhooks", `"key":"istio-injection","operator":"In","values":["enabled"]`},
+		{"istio-revision-tag-default", "webhooks", `"name":"auto.sidecar-injector.istio.io"`},
+		{"istio-revision-tag-default", "webhooks", `"name":"istiod-canary"`},
+		{"istio-revision-tag-default", "metadata", `"istio.io/rev":"canary","istio.io/tag":"default"`},
+		{"istio-revision-tag-prod", "webhooks", `"key":"istio.io/rev","operator":"In","values":["prod"]`},
+		{"istio-sidecar-injector-canary", "webhooks", `"key":"istio.io/rev","operator":"In","values":["canary"]`},
+	} {
+		if got := field(t, objects, "MutatingWebhookConfiguration", c.name, c.path); !strings.Contains(got, c.want) {
+			t.Errorf("%s %s is %s; want %s in it", c.name, c.path, got, c.want)
+		}
+	}
+	if got := field(t, objects, "ConfigMap", "istio-sidecar-injector-canary", "data", "values"); !strings.Contains(got, `\"enableNamespacesByDefault\": true`) {
+		t.Errorf("the values do not say it: %s", got)
+	}
+	for _, u := range objects[len(objects)-3:] { // pods wait for webhooks, so they come last
+		if u.GetKind() != "MutatingWebhookConfiguration" {
+			t.Errorf("%s %s is among the last", u.GetKind(), u.GetName())
+		}
+	}
+}
+
+// TestOneDefault: two answers to the labels that name no revision would both be called.
+func TestOneDefault(t *testing.T) {
+	canary := install.Default("1.0.0")
+	canary.Revision, canary.Tags = "canary", []string{"default"}
+	plain := inject.Registration{Endpoint: inject.Endpoint{Namespace: "istio-system", Service: "istiod"}}.Configuration()
+	tag := inject.Registration{Revision: "canary", Tag: "default", Endpoint: inject.Endpoint{Namespace: "istio-system", Service: "istiod-canary"}}.Configuration()
+	off := plain.DeepCopy()
+	for n := range off.Webhooks {
+		off.Webhooks[n].NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"istio.io/deactivated": "never-match"}}
+	}
+	for name, c := range map[string]struct {
+		options install.Options
+		live    *admissionv1.MutatingWebhookConfiguration
+		want    string
+	}{
+		"the default revision is there": {canary, plain, `istio-sidecar-injector makes revision "default" the default one already`},
+		"the default tag is there":      {install.Default("1.0.0"), tag, `istio-revision-tag-default makes revision "canary" the default one already`},
+		"it is out of use":              {canary, off, ""},
+		"nothing is there":              {canary, nil, ""},
+	} {
+		config := clients()
+		if c.live != nil {
+			config.Kubernetes = fake.NewClientset(c.live)
+		}
+		installer, err := install.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = installer.Plan(t.Context(), c.options)
+		if err == nil {
+			t.Fatal("the fakes cannot let a plan through")
+		}
+		if told := strings.Contains(err.Error(), "default one already"); told != (c.want != "") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

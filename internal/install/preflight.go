@@ -8,10 +8,15 @@ import (
 	"slices"
 	"strings"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"istio.io/api/label"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
 // ForeignError says that objects of an installation's names belong to somebody else. Nothing was changed.
@@ -79,6 +84,34 @@ func (i *Installer) survey(ctx context.Context, objects []*unstructured.Unstruct
 		return nil, foreign
 	}
 	return s, nil
+}
+
+// oneDefault refuses a second answer to the labels that name no revision: the API server would call both, and which sidecar a
+// pod gets would hang on the names of two configurations.
+func (i *Installer) oneDefault(ctx context.Context, o Options) error {
+	rival := ""
+	switch {
+	case o.revision() == DefaultRevision:
+		rival = inject.Registration{Tag: inject.DefaultTag}.Name()
+	case slices.Contains(o.Tags, inject.DefaultTag):
+		rival = inject.Registration{}.Name()
+	default:
+		return nil
+	}
+	c, err := i.kubernetes.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, rival, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read MutatingWebhookConfiguration %s: %w", rival, err)
+	}
+	asks := map[string]string{inject.NamespaceInjection: "enabled"}
+	if !slices.ContainsFunc(c.Webhooks, func(w admissionv1.MutatingWebhook) bool { return selects(w.NamespaceSelector, asks) }) {
+		return nil // put out of use, as istioctl does
+	}
+	return fmt.Errorf("MutatingWebhookConfiguration %s makes revision %q the default one already, and two cannot be: "+
+		"remove it (kubectl delete mutatingwebhookconfiguration %s) or uninstall that revision. Nothing was changed",
+		rival, c.Labels[label.IoIstioRev.Name], rival)
 }
 
 // DeniedError lists the rights that the user lacks.

@@ -43,7 +43,9 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 	case o.inCluster():
 		typed = append(typed, o.disruptionBudget(), o.deployment())
 	}
-	typed = append(typed, o.webhooks())
+	for _, c := range o.webhooks() {
+		typed = append(typed, c)
+	}
 
 	objects := make([]*unstructured.Unstructured, 0, len(typed)+16)
 	for _, object := range typed {

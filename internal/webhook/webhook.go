@@ -199,14 +199,17 @@ func (h *Handler) review(pod *corev1.Pod, cluster, network string) *response {
 	}
 	cfg = cfg.ForCluster(cluster, network)
 	verdict := inject.Decide(pod, cfg)
+	var warnings []string
+	if verdict.Warning != "" {
+		warnings = append(warnings, fmt.Sprintf("pod %s/%s: %s", pod.Namespace, nameOf(pod), verdict.Warning))
+	}
 	if !verdict.Inject && verdict.Reason != inject.AlreadyInjected {
-		return h.skipped(pod, verdict, nil)
+		return h.skipped(pod, verdict, warnings)
 	}
 	after, problems, err := inject.Pod(pod, cfg)
 	if err != nil {
 		return h.denied(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err)
 	}
-	warnings := make([]string, 0, len(problems))
 	for _, p := range problems {
 		warnings = append(warnings, inject.Describe(p))
 	}

@@ -205,6 +205,8 @@ func TestAnswers(t *testing.T) {
 		{"a pod is injected", web, true, true, "", "", ""},
 		{"a pod that opts out passes without a word", `metadata: {name: a, labels: {sidecar.istio.io/inject: "false"}}`, true, false, "", "", ""},
 		{"a pod that asks and cannot have it hears why", "metadata: {name: a, labels: {sidecar.istio.io/inject: \"true\"}}\nspec: {hostNetwork: true}", true, false, "", "pod shop/a gets no sidecar: spec.hostNetwork is true", "reason=host_network"},
+		{"a word that is no word is told, and decides nothing", `metadata: {name: a, labels: {sidecar.istio.io/inject: "no"}}`, true, true, "",
+			`pod shop/a: label sidecar.istio.io/inject is "no", which is neither "true" nor "false" and counts as not said`, ""},
 		{"a hostile value is refused and named", `metadata: {name: a, annotations: {traffic.sidecar.istio.io/excludeInboundPorts: "80 --dport 1; reboot"}}`, false, false,
 			`Pod/shop/a metadata.annotations[traffic.sidecar.istio.io/excludeInboundPorts]: cannot use "80 --dport 1; reboot"`, "", "pod refused"},
 		{"what has no effect is a warning", `metadata: {name: a, annotations: {sidecar.istio.io/proxyCpu: 1m}}`, true, true, "", "did you mean sidecar.istio.io/proxyCPU?", ""},
@@ -351,7 +353,7 @@ func (p *peer) wantMetrics(t *testing.T, want map[string]float64) {
 			for _, l := range m.GetLabel() {
 				name += "{" + l.GetValue() + "}"
 			}
-			got[name] = m.GetCounter().GetValue()
+			got[name] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
 	for name, value := range want {
@@ -376,6 +378,7 @@ func TestMetrics(t *testing.T) {
 		"sidecar_injection_failure_total":                2,
 		"sidecar_injection_skip_total{opted_out}":        1,
 		"sidecar_injection_skip_total{already_injected}": 1,
+		"sidecar_injection_time_seconds":                 6,
 	})
 }
 
