@@ -14,17 +14,19 @@ func ClusterName(k mesh.EndpointKey) string {
 	return "outbound|" + port(k.Port) + "||" + string(k.Host)
 }
 
-// ParseClusterName is the inverse of ClusterName. It reports false for every other name.
+// ParseClusterName is the inverse of ClusterName. It reports false for every other name. A proxy that
+// connects has it called for every service port several times, so it makes no garbage.
 func ParseClusterName(name string) (mesh.EndpointKey, bool) {
-	parts := strings.Split(name, "|")
-	if len(parts) != 4 || parts[0] != "outbound" || parts[2] != "" || parts[3] == "" {
+	rest, ok := strings.CutPrefix(name, "outbound|")
+	digits, host, found := strings.Cut(rest, "||")
+	if !ok || !found || host == "" || strings.Contains(host, "|") {
 		return mesh.EndpointKey{}, false
 	}
-	number, err := strconv.ParseUint(parts[1], 10, 16)
-	if err != nil || port(uint32(number)) != parts[1] { // no sign, no leading zero: one name for one key
+	number, err := strconv.ParseUint(digits, 10, 16)
+	if err != nil || len(digits) > 1 && digits[0] == '0' { // one name for one key
 		return mesh.EndpointKey{}, false
 	}
-	return mesh.EndpointKey{Host: mesh.Host(parts[3]), Port: uint32(number)}, true
+	return mesh.EndpointKey{Host: mesh.Host(host), Port: uint32(number)}, true
 }
 
 func inboundName(number uint32) string { return "inbound|" + port(number) + "||" }
