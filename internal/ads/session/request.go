@@ -46,16 +46,11 @@ const wildcard = "*"
 
 // Delta takes a request of the delta variant. An error means that the client asks for more than it may.
 func (s *Session) Delta(r DeltaRequest) (Outcome, error) {
-	if err := tooLong(r.Subscribe, r.Unsubscribe); err != nil {
-		return Outcome{}, err
-	}
-	t, err := s.track(r.TypeURL)
+	t, out, err := s.begin(r.TypeURL, r.Subscribe, r.Unsubscribe)
 	if err != nil {
-		return Outcome{}, err
+		return out, err
 	}
-	out := Outcome{Kind: t.kind}
 	if !t.started {
-		out.Unserved = t.kind == Unknown
 		s.startDelta(t, r)
 		return out, tooMany(t)
 	}
@@ -67,6 +62,19 @@ func (s *Session) Delta(r DeltaRequest) (Outcome, error) {
 		t.subscribe(n)
 	}
 	return out, tooMany(t)
+}
+
+// begin finds what a request is about, and what is known of it before it is carried out. It refuses names that are too long
+// and types beyond the bound.
+func (s *Session) begin(typeURL string, names ...[]string) (*track, Outcome, error) {
+	if err := tooLong(names...); err != nil {
+		return nil, Outcome{}, err
+	}
+	t, err := s.track(typeURL)
+	if err != nil {
+		return nil, Outcome{}, err
+	}
+	return t, Outcome{Kind: t.kind, Unserved: t.kind == Unknown && !t.started}, nil
 }
 
 // tooLong refuses names that no resource of ours has, and that would only be kept.

@@ -7,16 +7,11 @@ import (
 
 // SotW takes a request of the state-of-the-world variant. An error means that the client asks for more than it may.
 func (s *Session) SotW(r SotWRequest) (Outcome, error) {
-	if err := tooLong(r.Names); err != nil {
-		return Outcome{}, err
-	}
-	t, err := s.track(r.TypeURL)
+	t, out, err := s.begin(r.TypeURL, r.Names)
 	if err != nil {
-		return Outcome{}, err
+		return out, err
 	}
-	out := Outcome{Kind: t.kind}
 	if !t.started {
-		out.Unserved = t.kind == Unknown
 		s.startSotW(t, r)
 		return out, tooMany(t)
 	}
