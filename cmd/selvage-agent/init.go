@@ -17,6 +17,7 @@ type initFlags struct {
 	uid, gid                                               uint32
 	inboundPorts, excludeInboundPorts                      string
 	outboundRanges, excludeOutboundRanges, excludeOutbound string
+	includeOutbound, excludeInterfaces, rerouteInterfaces  string
 	backend                                                string
 	dryRun, remove, verify                                 bool
 }
@@ -48,6 +49,9 @@ func initCommand(signals <-chan os.Signal) *cobra.Command {
 	flags.StringVar(&f.outboundRanges, "outbound-ranges", "*", "destinations to capture, as `CIDRs`; * is all, \"\" none")
 	flags.StringVar(&f.excludeOutboundRanges, "exclude-outbound-ranges", "", "destinations not to capture, as `CIDRs`")
 	flags.StringVar(&f.excludeOutbound, "exclude-outbound-ports", "", "outbound `ports` not to capture")
+	flags.StringVar(&f.includeOutbound, "include-outbound-ports", "", "outbound `ports` to capture also outside of --outbound-ranges")
+	flags.StringVar(&f.excludeInterfaces, "exclude-interfaces", "", "network `devices` whose traffic is not captured")
+	flags.StringVar(&f.rerouteInterfaces, "reroute-interfaces", "", "network `devices` of virtual machines or inner containers: what comes in by them counts as outbound")
 	flags.StringVar(&f.backend, "backend", "auto", "`name` of what programs the kernel: auto, iptables-nft, iptables-legacy, nft")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print the rules and change nothing")
 	flags.BoolVar(&f.remove, "remove", false, "take the rules away")
@@ -122,6 +126,12 @@ func (f initFlags) options() (o intercept.Options, b intercept.Backend, err erro
 	note("exclude-outbound-ranges", err)
 	o.ExcludeOutboundPorts, err = intercept.ParsePortList(f.excludeOutbound)
 	note("exclude-outbound-ports", err)
+	o.IncludeOutboundPorts, err = intercept.ParsePortList(f.includeOutbound)
+	note("include-outbound-ports", err)
+	o.ExcludeInterfaces, err = intercept.ParseInterfaces(f.excludeInterfaces)
+	note("exclude-interfaces", err)
+	o.RerouteInterfaces, err = intercept.ParseInterfaces(f.rerouteInterfaces)
+	note("reroute-interfaces", err)
 	b, err = intercept.ParseBackend(f.backend)
 	note("backend", err)
 	note("proxy-port", o.Validate())

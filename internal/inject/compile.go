@@ -66,6 +66,7 @@ func (c *compiler) sidecar() {
 		{"logging.level", v.Global.Logging.Level, parseAgentLevels, &s.agentLogLevel},
 		{"proxy.includeInboundPorts", string(p.IncludeInboundPorts), parsePortsOrAll, &s.capture.inboundPorts},
 		{"proxy.excludeInboundPorts", string(p.ExcludeInboundPorts), parsePorts, &s.capture.excludeInboundPorts},
+		{"proxy.includeOutboundPorts", string(p.IncludeOutboundPorts), parsePorts, &s.capture.includeOutboundPorts},
 		{"proxy.excludeOutboundPorts", string(p.ExcludeOutboundPorts), parsePorts, &s.capture.excludeOutboundPorts},
 		{"proxy.includeIPRanges", string(p.IncludeIPRanges), parseRangesOrAll, &s.capture.outboundRanges},
 		{"proxy.excludeIPRanges", string(p.ExcludeIPRanges), parseRanges, &s.capture.excludeOutboundRanges},
@@ -196,9 +197,6 @@ func (c *compiler) unsupported() {
 	}
 	if p := v.Global.CertProvider; p != "" && p != "istiod" {
 		c.report(diag.Error, "values.global.pilotCertProvider", fmt.Sprintf("certificates of %q are not supported", p), "use istiod")
-	}
-	if v.Global.Proxy.IncludeOutboundPorts != "" {
-		c.report(diag.Error, "values.global.proxy.includeOutboundPorts", "capturing single outbound ports is not supported yet", "set it to \"\"")
 	}
 	if v.Global.LogAsJSON {
 		c.report(diag.Warning, "values.global.logAsJson", "it has no effect on sidecars yet", "")

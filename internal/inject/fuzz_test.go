@@ -13,8 +13,8 @@ import (
 	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
-// argument is what may stand in an argument of the interception: numbers, addresses, the star.
-var argument = regexp.MustCompile(`^(\*|[0-9a-fA-F.:/,]*)$`)
+// argument is what may stand in an argument of the interception: numbers, addresses, the star, names of devices.
+var argument = regexp.MustCompile(`^(\*|[0-9a-fA-F.:/,]*|[a-zA-Z][a-zA-Z0-9_.,-]*)$`)
 
 // FuzzAnnotation gives any value to any annotation. Either the pod is refused with the annotation's name, or nothing but parsed
 // values reaches the containers' arguments, and injecting twice changes nothing.

@@ -109,7 +109,7 @@ func (p *patch) containers(path string, before, after []corev1.Container) {
 	}
 }
 
-// container changes probes, and the environment of a sidecar that is there already.
+// container changes probes and hooks, and the environment of a sidecar that is there already.
 func (p *patch) container(path string, before, after *corev1.Container) {
 	for _, kind := range probeKinds {
 		old, new := *kind.of(before), *kind.of(after)
@@ -124,6 +124,19 @@ func (p *patch) container(path string, before, after *corev1.Container) {
 			p.add("remove", at+"/grpc", nil)
 		}
 		p.add("add", at+"/httpGet", new.HTTPGet)
+	}
+	if before.Lifecycle != after.Lifecycle {
+		for _, kind := range hookKinds {
+			old, new := *kind.of(before.Lifecycle), *kind.of(after.Lifecycle)
+			if old == new {
+				continue
+			}
+			at := path + "/" + strings.ReplaceAll(kind.field, ".", "/")
+			if old.TCPSocket != nil {
+				p.add("remove", at+"/tcpSocket", nil)
+			}
+			p.add("add", at+"/httpGet", new.HTTPGet)
+		}
 	}
 	for i := range after.Env {
 		switch {

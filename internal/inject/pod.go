@@ -58,8 +58,8 @@ func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.P
 	probers := map[string]*corev1.Probe{}
 	if settings.rewriteProbes && !settings.readiness.off {
 		var left []diag.Problem
-		out.Spec.InitContainers = rewriteProbes(pod.Spec.InitContainers, probers, &left, subject)
-		out.Spec.Containers = rewriteProbes(pod.Spec.Containers, probers, &left, subject)
+		out.Spec.InitContainers = rewriteProbes(pod.Spec.InitContainers, native, probers, &left, subject)
+		out.Spec.Containers = rewriteProbes(pod.Spec.Containers, native || settings.hold, probers, &left, subject)
 		warnings = append(warnings, left...)
 	}
 	name := first(pod.Labels[label.ServiceWorkloadName.Name], w.name)

@@ -51,6 +51,9 @@ type capture struct {
 	outboundRanges        string // "*", "" or CIDRs
 	excludeOutboundRanges string
 	excludeOutboundPorts  string
+	includeOutboundPorts  string // captured outside of the ranges too
+	excludeInterfaces     string // network devices
+	rerouteInterfaces     string
 }
 
 // readiness is the sidecar's readiness probe; off when the status port is 0.

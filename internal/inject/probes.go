@@ -19,19 +19,33 @@ import (
 // probersEnv tells the agent what to ask: a JSON object of path → the original probe, port names resolved.
 const probersEnv = "ISTIO_KUBE_APP_PROBERS"
 
-// appHealth begins the paths that the agent answers on its port: /app-health/CONTAINER/{readyz,livez,startupz}.
-const appHealth = "/app-health/"
+// appHealth and appLifecycle begin the paths that the agent answers on its port: /app-health/CONTAINER/{readyz,livez,startupz} and
+// /app-lifecycle/CONTAINER/{poststartz,prestopz}.
+const (
+	appHealth    = "/app-health/"
+	appLifecycle = "/app-lifecycle/"
+)
 
 // rewriteProbes returns the containers with their probes sent to the agent, and notes the originals in probers. Containers and
-// probes that stay are shared with the input. left gets a warning for each probe that could not be rewritten.
-func rewriteProbes(list []corev1.Container, probers map[string]*corev1.Probe, left *[]diag.Problem, subject ref.Ref) []corev1.Container {
+// probes that stay are shared with the input. left gets a warning for each probe that could not be rewritten. first says that the
+// sidecar runs before the containers of the list do.
+func rewriteProbes(list []corev1.Container, first bool, probers map[string]*corev1.Probe, left *[]diag.Problem, subject ref.Ref) []corev1.Container {
 	var out []corev1.Container
+	warn := func(c *corev1.Container, field, detail, hint string) {
+		*left = append(*left, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
+			Field: fmt.Sprintf("spec.containers[%s].%s", c.Name, field), Detail: detail, Hint: hint})
+	}
+	changed := func(i int) *corev1.Container {
+		if out == nil {
+			out = append([]corev1.Container(nil), list...)
+		}
+		return &out[i]
+	}
 	for i := range list {
 		original := &list[i]
 		if original.Name == ProxyContainer || original.Name == InitContainer {
 			continue
 		}
-		*left = append(*left, networkHooks(original, subject)...)
 		for _, kind := range probeKinds {
 			probe := *kind.of(original)
 			if probe == nil || rewritten(probe) {
@@ -40,19 +54,33 @@ func rewriteProbes(list []corev1.Container, probers map[string]*corev1.Probe, le
 			path := appHealth + original.Name + "/" + kind.path
 			agents, asked, err := toAgent(probe, path, original.Ports)
 			if err != nil {
-				*left = append(*left, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
-					Field:  fmt.Sprintf("spec.containers[%s].%s", original.Name, kind.field),
-					Detail: fmt.Sprintf("the probe stays as it is and may fail in the mesh: %v", err)})
+				warn(original, kind.field, fmt.Sprintf("the probe stays as it is and may fail in the mesh: %v", err), "")
 				continue
 			}
 			if agents == nil {
 				continue
 			}
-			if out == nil {
-				out = append([]corev1.Container(nil), list...)
-			}
-			*kind.of(&out[i]) = agents
+			*kind.of(changed(i)) = agents
 			probers[path] = asked
+		}
+		if original.Lifecycle == nil {
+			continue
+		}
+		hooks := *original.Lifecycle
+		for _, kind := range hookKinds {
+			agents, asked := hookToAgent(*kind.of(&hooks), appLifecycle+original.Name+"/"+kind.path, original.Ports)
+			switch {
+			case asked == nil:
+			case agents == nil:
+				warn(original, kind.field, "the hook's port has a name that the container does not give any port: the hook stays as it is and may fail in the mesh", "use the port's number")
+			case kind.early && !first:
+				warn(original, kind.field, "the hook is called before the sidecar runs: it fails, and with it the container", "use a native sidecar, or set holdApplicationUntilProxyStarts")
+			default:
+				*kind.of(&hooks) = agents
+				copied := hooks
+				changed(i).Lifecycle = &copied
+				probers[agents.HTTPGet.Path] = asked
+			}
 		}
 	}
 	if out == nil {
@@ -70,9 +98,38 @@ var probeKinds = []struct {
 	{"startupz", "startupProbe", func(c *corev1.Container) **corev1.Probe { return &c.StartupProbe }},
 }
 
+var hookKinds = []struct {
+	path, field string
+	early       bool // called right after the container's start
+	of          func(*corev1.Lifecycle) **corev1.LifecycleHandler
+}{
+	{"poststartz", "lifecycle.postStart", true, func(l *corev1.Lifecycle) **corev1.LifecycleHandler { return &l.PostStart }},
+	{"prestopz", "lifecycle.preStop", false, func(l *corev1.Lifecycle) **corev1.LifecycleHandler { return &l.PreStop }},
+}
+
+// hookToAgent is toAgent for a hook. asked is nil for one that needs no rewriting, agents for one whose port is not known. A hook by
+// tcpSocket fails by itself (the kubelet does not carry it out); through the agent it works.
+func hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.ContainerPort) (agents *corev1.LifecycleHandler, asked *corev1.Probe) {
+	if h == nil || h.HTTPGet == nil && h.TCPSocket == nil {
+		return nil, nil
+	}
+	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: h.HTTPGet, TCPSocket: h.TCPSocket}}
+	if rewritten(probe) {
+		return nil, nil
+	}
+	agent, asked, err := toAgent(probe, path, ports)
+	if err != nil {
+		return nil, probe
+	}
+	if agent == nil {
+		return nil, nil
+	}
+	return &corev1.LifecycleHandler{HTTPGet: agent.HTTPGet}, asked
+}
+
 // rewritten reports whether the probe goes to the agent already.
 func rewritten(p *corev1.Probe) bool {
-	return p.HTTPGet != nil && p.HTTPGet.Port.IntValue() == agentPort && strings.HasPrefix(p.HTTPGet.Path, appHealth)
+	return p.HTTPGet != nil && p.HTTPGet.Port.IntValue() == agentPort && (strings.HasPrefix(p.HTTPGet.Path, appHealth) || strings.HasPrefix(p.HTTPGet.Path, appLifecycle))
 }
 
 // toAgent gives the probe that the kubelet shall run and the one that the agent shall. Both are nil for a probe that needs no
@@ -157,8 +214,9 @@ func (c *Config) lateProbes(pod *corev1.Pod, s *podSettings, subject ref.Ref) (*
 	}
 	probers := map[string]*corev1.Probe{}
 	var left []diag.Problem
-	inits := rewriteProbes(pod.Spec.InitContainers, probers, &left, subject)
-	apps := rewriteProbes(pod.Spec.Containers, probers, &left, subject)
+	native := proxyIn(pod.Spec.InitContainers) >= 0
+	inits := rewriteProbes(pod.Spec.InitContainers, native, probers, &left, subject)
+	apps := rewriteProbes(pod.Spec.Containers, native || proxyIn(pod.Spec.Containers) == 0, probers, &left, subject)
 	if len(probers) == 0 {
 		return pod, left
 	}
@@ -187,25 +245,4 @@ func (c *Config) lateProbes(pod *corev1.Pod, s *podSettings, subject ref.Ref) (*
 	}
 	list[proxy].Env = append(env, corev1.EnvVar{Name: probersEnv, Value: literal(probersJSON(probers))})
 	return &out, left
-}
-
-// networkHooks warns of lifecycle hooks that the kubelet calls over the network: like its probes they carry no certificate of
-// the mesh, but nothing answers in the application's place yet.
-func networkHooks(c *corev1.Container, subject ref.Ref) (problems []diag.Problem) {
-	if c.Lifecycle == nil {
-		return nil
-	}
-	for _, hook := range []struct {
-		name    string
-		handler *corev1.LifecycleHandler
-	}{{"postStart", c.Lifecycle.PostStart}, {"preStop", c.Lifecycle.PreStop}} {
-		if hook.handler == nil || hook.handler.HTTPGet == nil && hook.handler.TCPSocket == nil {
-			continue
-		}
-		problems = append(problems, diag.Problem{Code: diag.UnsupportedField, Severity: diag.Warning, Object: subject,
-			Field:  fmt.Sprintf("spec.containers[%s].lifecycle.%s", c.Name, hook.name),
-			Detail: "the kubelet calls this hook without a certificate of the mesh, so it fails where mutual TLS is STRICT",
-			Hint:   "use an exec hook"})
-	}
-	return problems
 }

@@ -53,10 +53,10 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.SidecarTrafficIncludeOutboundIPRanges.Name: {set: setParsed(parseRangesOrAll, func(s *podSettings) *string { return &s.capture.outboundRanges })},
 		annotation.SidecarTrafficExcludeOutboundIPRanges.Name: {set: setParsed(parseRanges, func(s *podSettings) *string { return &s.capture.excludeOutboundRanges })},
 
-		annotation.SidecarTrafficIncludeOutboundPorts.Name: {missing: "capturing single outbound ports outside the captured address ranges is not carried out yet", refuse: true},
-		annotation.SidecarTrafficExcludeInterfaces.Name:    {missing: "leaving out interfaces is not carried out yet", refuse: true},
-		annotation.SidecarTrafficKubevirtInterfaces.Name:   {missing: "capturing the traffic of virtual interfaces is not carried out yet", refuse: true},
-		annotation.IoIstioRerouteVirtualInterfaces.Name:    {missing: "capturing the traffic of virtual interfaces is not carried out yet", refuse: true},
+		annotation.SidecarTrafficIncludeOutboundPorts.Name: {set: setParsed(parsePorts, func(s *podSettings) *string { return &s.capture.includeOutboundPorts })},
+		annotation.SidecarTrafficExcludeInterfaces.Name:    {set: setParsed(parseInterfaces, func(s *podSettings) *string { return &s.capture.excludeInterfaces })},
+		annotation.IoIstioRerouteVirtualInterfaces.Name:    {set: setParsed(parseInterfaces, func(s *podSettings) *string { return &s.capture.rerouteInterfaces })},
+		annotation.SidecarTrafficKubevirtInterfaces.Name:   {set: setKubevirtInterfaces},
 		annotation.SidecarBootstrapOverride.Name:           {missing: "a bootstrap of one's own is not carried out yet", refuse: true},
 
 		annotation.SidecarProxyImageType.Name:                  {missing: "there is one type of proxy image: it has no effect"},
@@ -132,6 +132,16 @@ func setNative(s *podSettings, value string) error {
 	}
 	s.native = &b
 	return nil
+}
+
+// setKubevirtInterfaces reads the older name of istio.io/reroute-virtual-interfaces, which comes before it in the order of names and
+// wins.
+func setKubevirtInterfaces(s *podSettings, value string) error {
+	list, err := parseInterfaces(value)
+	if err == nil && s.capture.rerouteInterfaces == "" {
+		s.capture.rerouteInterfaces = list
+	}
+	return err
 }
 
 func setInterceptionMode(_ *podSettings, value string) error {

@@ -60,23 +60,33 @@ func (c *Config) initContainer(s *podSettings) corev1.Container {
 	if s.capture.excludeInboundPorts != "" {
 		excluded += "," + s.capture.excludeInboundPorts
 	}
+	args := []string{
+		"init",
+		"--proxy-port", "15001",
+		"--inbound-port", "15006",
+		"--proxy-uid", strconv.FormatInt(s.uid, 10),
+		"--proxy-gid", strconv.FormatInt(s.gid, 10),
+		"--inbound-ports", s.capture.inboundPorts,
+		"--exclude-inbound-ports", excluded,
+		"--outbound-ranges", s.capture.outboundRanges,
+		"--exclude-outbound-ranges", s.capture.excludeOutboundRanges,
+		"--exclude-outbound-ports", s.capture.excludeOutboundPorts,
+	}
+	for _, rare := range []struct{ flag, value string }{
+		{"--include-outbound-ports", s.capture.includeOutboundPorts},
+		{"--exclude-interfaces", s.capture.excludeInterfaces},
+		{"--reroute-interfaces", s.capture.rerouteInterfaces},
+	} {
+		if rare.value != "" {
+			args = append(args, rare.flag, rare.value)
+		}
+	}
 	return corev1.Container{
 		Name:            InitContainer,
 		Image:           c.initImageFor(s),
 		ImagePullPolicy: c.podPolicy,
-		Args: []string{
-			"init",
-			"--proxy-port", "15001",
-			"--inbound-port", "15006",
-			"--proxy-uid", strconv.FormatInt(s.uid, 10),
-			"--proxy-gid", strconv.FormatInt(s.gid, 10),
-			"--inbound-ports", s.capture.inboundPorts,
-			"--exclude-inbound-ports", excluded,
-			"--outbound-ranges", s.capture.outboundRanges,
-			"--exclude-outbound-ranges", s.capture.excludeOutboundRanges,
-			"--exclude-outbound-ports", s.capture.excludeOutboundPorts,
-		},
-		Resources: s.resources,
+		Args:            args,
+		Resources:       s.resources,
 		SecurityContext: &corev1.SecurityContext{
 			AllowPrivilegeEscalation: &no,
 			Capabilities:             &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "NET_RAW"}, Drop: []corev1.Capability{"ALL"}},

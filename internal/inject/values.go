@@ -54,7 +54,7 @@ func parseRanges(value string) (string, error) {
 	var out []string
 	for _, item := range items(value) {
 		prefix, err := netip.ParsePrefix(item)
-		if err != nil {
+		if err != nil || prefix.Addr().Is4In6() {
 			return "", fmt.Errorf("%q is no range of addresses: use CIDR form such as 10.0.0.0/8, with commas between", item)
 		}
 		out = append(out, prefix.Masked().String())
@@ -67,6 +67,20 @@ func parseRangesOrAll(value string) (string, error) {
 		return all, nil
 	}
 	return parseRanges(value)
+}
+
+// interfaceName is a name of a network device: the kernel's has at most 15 bytes.
+var interfaceName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`)
+
+// parseInterfaces reads "eth1, net1" as "eth1,net1"; "" is none.
+func parseInterfaces(value string) (string, error) {
+	list := items(value)
+	for _, item := range list {
+		if !interfaceName.MatchString(item) {
+			return "", fmt.Errorf("%q is no name of a network device: use names such as eth1, with commas between", item)
+		}
+	}
+	return strings.Join(list, ","), nil
 }
 
 // items splits at commas. White space around an item is nothing; an empty item counts, except that "" has none.

@@ -97,6 +97,72 @@ func TestOnlyListedPortsAndRangesAreCaptured(t *testing.T) {
 	}
 }
 
+// TestPortsAndDevices: a port that is captured wherever it leads, a device that is left alone, and one behind which is a virtual
+// machine, whose calls are outbound ones.
+func TestPortsAndDevices(t *testing.T) {
+	for _, b := range backends {
+		t.Run(string(b), func(t *testing.T) {
+			t.Parallel()
+			p := newPods(t, true)
+			addDevice(p, "eth1", "10.89.0")
+			addDevice(p, "vm0", "10.90.0")
+			o := usual()
+			o.OutboundRanges, _ = ParseRanges("10.91.0.0/16")
+			o.ExcludeOutboundRanges, _ = ParseRangeList("10.88.0.130/32")
+			o.IncludeOutboundPorts, o.ExcludeInterfaces, o.RerouteInterfaces = []uint16{9443}, []string{"eth1"}, []string{"vm0"}
+			p.apply(o, b)
+			if r := p.apply(o, b); r.Changed {
+				t.Error("a second run changes the rules")
+			}
+			ip(t, "-n", p.peer, "addr", "add", "10.88.0.130/24", "dev", "eth0")
+			p.serve(p.pod, "outbound", ":15001")
+			p.serve(p.pod, "inbound", ":15006")
+			p.serve(p.pod, "app", ":8080")
+			p.serve(p.peer, "peer", ":9443")
+			p.serve(p.peer, "peer", ":8080")
+			for to, want := range map[string]string{
+				peerIP4 + ":9443":  "outbound " + peerIP4 + ":9443", // by its port
+				peerIP4 + ":8080":  "peer",
+				"10.88.0.130:9443": "peer", // an excluded range comes first
+				"10.89.0.3:9443":   "peer", // by the device that is left alone
+			} {
+				if got := p.call(p.pod, 0, "", to); !strings.HasPrefix(got, want) {
+					t.Errorf("call to %s: %q, want %s", to, got, want)
+				}
+			}
+			for _, c := range []struct{ from, to, want string }{
+				{"10.88.0.3", podIP4 + ":8080", "inbound"},
+				{"10.89.0.3", "10.89.0.2:8080", "app"},
+				{"10.90.0.3", "10.91.0.1:80", "outbound 10.91.0.1:80"}, // what the machine calls
+				{"10.90.0.3", "10.90.0.2:9443", "outbound 10.90.0.2:9443"},
+				{"10.90.0.3", "10.90.0.2:8080", "app"},
+			} {
+				if got := p.call(p.peer, 0, c.from, c.to); !strings.HasPrefix(got, c.want) {
+					t.Errorf("call from %s to %s: %q, want %s", c.from, c.to, got, c.want)
+				}
+			}
+			in(t, p.pod, func() {
+				if notes, err := Verify(t.Context(), Options{ProxyPort: 15011, InboundPort: 15016, ProxyUID: 1337, ProxyGID: 1337, ExcludeInterfaces: []string{"eth0", "eth1", "vm0"},
+					OutboundRanges: Ranges{All: true}}); err != nil || !strings.Contains(strings.Join(notes, " "), "outbound capture was not tried") {
+					t.Errorf("without a device that is captured: notes %q, error %v", notes, err)
+				}
+			})
+		})
+	}
+}
+
+// addDevice joins the two namespaces by another cable: .2 is the pod's end and .3 the peer's, which sends 10.91.0.0/16 through vm0.
+func addDevice(p pods, name, net string) {
+	ip(p.t, "link", "add", name, "netns", p.pod, "type", "veth", "peer", "name", name, "netns", p.peer)
+	for ns, host := range map[string]string{p.pod: ".2", p.peer: ".3"} {
+		ip(p.t, "-n", ns, "addr", "add", net+host+"/24", "dev", name)
+		ip(p.t, "-n", ns, "link", "set", name, "up")
+	}
+	if name == "vm0" {
+		ip(p.t, "-n", p.peer, "route", "add", "10.91.0.0/16", "via", net+".2")
+	}
+}
+
 // dump is everything in the pod's packet filter, of every backend, without counters.
 func (p pods) dump() string {
 	return p.run("iptables-nft-save", "-t", "nat") + p.run("ip6tables-nft-save", "-t", "nat") +

@@ -20,8 +20,13 @@ func (r rule) spec(in string) string {
 		}
 		b.WriteString(" -d " + r.dst.String())
 	}
+	if r.in != "" {
+		b.WriteString(" -i " + r.in)
+	}
 	if r.onLoopback {
 		b.WriteString(" -o lo")
+	} else if r.out != "" {
+		b.WriteString(" -o " + r.out)
 	}
 	b.WriteString(" -p tcp")
 	if r.dport != 0 {

@@ -47,8 +47,13 @@ func nftChain(name string) string { return strings.ReplaceAll(strings.ToLower(na
 func (r rule) nft(ip string) string {
 	var parts []string
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
+	if r.in != "" {
+		add(`iifname "%s"`, r.in)
+	}
 	if r.onLoopback {
 		add(`oifname "lo"`)
+	} else if r.out != "" {
+		add(`oifname "%s"`, r.out)
 	}
 	if r.src.IsValid() {
 		add("%s saddr %s", ip, nftPrefix(r.src.String()))

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,6 +39,10 @@ type Options struct {
 	OutboundRanges        Ranges // destinations that are captured
 	ExcludeOutboundRanges []netip.Prefix
 	ExcludeOutboundPorts  []uint16
+	IncludeOutboundPorts  []uint16 // captured wherever they lead, but for the excluded ranges
+
+	ExcludeInterfaces []string // network devices whose traffic is left alone, in both directions
+	RerouteInterfaces []string // devices of virtual machines or inner containers: what comes in by them is outbound traffic
 }
 
 // ParsePorts reads a comma-separated list of ports from 1 to 65535; "*" is all of them and "" is none.
@@ -93,6 +98,22 @@ func ParseRangeList(s string) (list []netip.Prefix, err error) {
 		}
 		return a.Bits() - b.Bits()
 	})
+	return slices.Compact(list), nil
+}
+
+// interfaceName is a name of a network device that needs no quoting anywhere.
+var interfaceName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`)
+
+// ParseInterfaces reads a comma-separated list of names of network devices, which have at most 15 letters, digits, dots, dashes and
+// underscores.
+func ParseInterfaces(s string) (list []string, err error) {
+	for _, item := range items(s) {
+		if !interfaceName.MatchString(item) {
+			return nil, fmt.Errorf("parse interface %q: want the name of a network device such as eth1", item)
+		}
+		list = append(list, item)
+	}
+	slices.Sort(list)
 	return slices.Compact(list), nil
 }
 

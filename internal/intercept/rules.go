@@ -43,8 +43,9 @@ type chain struct {
 type rule struct {
 	src        netip.Prefix
 	dst        netip.Prefix
-	notDst     bool // match every destination but dst
-	onLoopback bool // leaves by the loopback device: the destination is an address of the pod itself
+	notDst     bool   // match every destination but dst
+	onLoopback bool   // leaves by the loopback device: the destination is an address of the pod itself
+	in, out    string // the device that it came by or leaves by
 	dport      uint16
 	uid, gid   uint32
 	target     string // a chain, verdictReturn or verdictRedirect
@@ -54,14 +55,24 @@ type rule struct {
 // chains computes the rules of one family. The order inside a chain decides.
 func chains(o Options, f family) []chain {
 	return []chain{
-		{chainInbound, inbound(o)},
+		{chainInbound, inbound(o, f)},
 		{chainInRedirect, []rule{{target: verdictRedirect, toPort: o.InboundPort}}},
 		{chainOutput, outbound(o, f)},
 		{chainRedirect, []rule{{target: verdictRedirect, toPort: o.ProxyPort}}},
 	}
 }
 
-func inbound(o Options) (rules []rule) {
+func inbound(o Options, f family) (rules []rule) {
+	for _, device := range o.ExcludeInterfaces {
+		rules = append(rules, rule{in: device, target: verdictReturn})
+	}
+	for _, device := range o.RerouteInterfaces {
+		for _, r := range outboundChoice(o, f) {
+			r.in = device
+			rules = append(rules, r)
+		}
+		rules = append(rules, rule{in: device, target: verdictReturn})
+	}
 	for _, port := range o.ExcludeInboundPorts {
 		rules = append(rules, rule{dport: port, target: verdictReturn})
 	}
@@ -74,8 +85,11 @@ func inbound(o Options) (rules []rule) {
 	return rules
 }
 
-func outbound(o Options, f family) []rule {
-	rules := []rule{
+func outbound(o Options, f family) (rules []rule) {
+	for _, device := range o.ExcludeInterfaces {
+		rules = append(rules, rule{out: device, target: verdictReturn})
+	}
+	rules = append(rules, []rule{
 		// The proxy hands an inbound connection to the application.
 		{src: f.passthrough, onLoopback: true, target: verdictReturn},
 		// The proxy chose this very pod as the endpoint of a call: the call enters it as any other would, by the inbound side.
@@ -86,7 +100,12 @@ func outbound(o Options, f family) []rule {
 		// What the proxy itself sends has been through the proxy.
 		{uid: o.ProxyUID, target: verdictReturn},
 		{gid: o.ProxyGID, target: verdictReturn},
-	}
+	}...)
+	return append(rules, outboundChoice(o, f)...)
+}
+
+// outboundChoice is the choice by port and destination.
+func outboundChoice(o Options, f family) (rules []rule) {
 	for _, port := range o.ExcludeOutboundPorts {
 		rules = append(rules, rule{dport: port, target: verdictReturn})
 	}
@@ -97,6 +116,9 @@ func outbound(o Options, f family) []rule {
 	}
 	if o.OutboundRanges.All {
 		return append(rules, rule{target: chainRedirect})
+	}
+	for _, port := range o.IncludeOutboundPorts {
+		rules = append(rules, rule{dport: port, target: chainRedirect})
 	}
 	for _, prefix := range o.OutboundRanges.List {
 		if prefix.Addr().Is6() == f.v6 {

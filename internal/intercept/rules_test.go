@@ -64,6 +64,17 @@ func TestRangesAreAddressesAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestInterfacesAreNamesAndNothingElse(t *testing.T) {
+	if got, err := ParseInterfaces(" eth1,br-0a.1, eth1"); err != nil || !cmp.Equal(got, []string{"br-0a.1", "eth1"}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, in := range []string{"-i", "--", "eth0;reboot", "eth0 -j ACCEPT", "a\nb", "$(id)", "eth+", "0eth", "abcdefghijklmnop", `a"b`} {
+		if got, err := ParseInterfaces(in); err == nil {
+			t.Errorf("ParseInterfaces(%q) = %v, want an error", in, got)
+		}
+	}
+}
+
 func FuzzParsedTextIsSafe(f *testing.F) {
 	f.Add("80,443", "10.0.0.0/8,2001:db8::/32")
 	f.Add("80\nCOMMIT", "0.0.0.0/0 -j ACCEPT")
@@ -114,6 +125,8 @@ func TestRulesOfIPTables(t *testing.T) {
 	o.InboundPorts = Ports{List: []uint16{8080}}
 	o.ExcludeInboundPorts = nil
 	o.ExcludeOutboundPorts = []uint16{3306}
+	o.IncludeOutboundPorts = []uint16{9443}
+	o.ExcludeInterfaces, o.RerouteInterfaces = []string{"eth1"}, []string{"vm0"}
 	o.ExcludeOutboundRanges, _ = ParseRangeList("10.9.0.0/16,2001:db8:9::/48")
 	o.OutboundRanges, _ = ParseRanges("10.0.0.0/8,2001:db8::/32")
 	const want = `*nat
@@ -121,8 +134,15 @@ func TestRulesOfIPTables(t *testing.T) {
 :ISTIO_IN_REDIRECT - [0:0]
 :ISTIO_OUTPUT - [0:0]
 :ISTIO_REDIRECT - [0:0]
+-A ISTIO_INBOUND -i eth1 -p tcp -j RETURN
+-A ISTIO_INBOUND -i vm0 -p tcp -m tcp --dport 3306 -j RETURN
+-A ISTIO_INBOUND -d 2001:db8:9::/48 -i vm0 -p tcp -j RETURN
+-A ISTIO_INBOUND -i vm0 -p tcp -m tcp --dport 9443 -j ISTIO_REDIRECT
+-A ISTIO_INBOUND -d 2001:db8::/32 -i vm0 -p tcp -j ISTIO_REDIRECT
+-A ISTIO_INBOUND -i vm0 -p tcp -j RETURN
 -A ISTIO_INBOUND -p tcp -m tcp --dport 8080 -j ISTIO_IN_REDIRECT
 -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006
+-A ISTIO_OUTPUT -o eth1 -p tcp -j RETURN
 -A ISTIO_OUTPUT -s ::6/128 -o lo -p tcp -j RETURN
 -A ISTIO_OUTPUT ! -d ::1/128 -o lo -p tcp -m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT
 -A ISTIO_OUTPUT ! -d ::1/128 -o lo -p tcp -m owner --gid-owner 1337 -j ISTIO_IN_REDIRECT
@@ -131,6 +151,7 @@ func TestRulesOfIPTables(t *testing.T) {
 -A ISTIO_OUTPUT -p tcp -m owner --gid-owner 1337 -j RETURN
 -A ISTIO_OUTPUT -p tcp -m tcp --dport 3306 -j RETURN
 -A ISTIO_OUTPUT -d 2001:db8:9::/48 -p tcp -j RETURN
+-A ISTIO_OUTPUT -p tcp -m tcp --dport 9443 -j ISTIO_REDIRECT
 -A ISTIO_OUTPUT -d 2001:db8::/32 -p tcp -j ISTIO_REDIRECT
 -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001
 -A PREROUTING -p tcp -j ISTIO_INBOUND

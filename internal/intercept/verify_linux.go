@@ -193,6 +193,10 @@ func dialAs(uid uint32, dst netip.AddrPort) (net.Conn, error) {
 // is sent there when the rules work.
 func outsideAddress(o Options, f family) (netip.AddrPort, error) {
 	port := uint16(80)
+	anywhere := false // captured by its port alone
+	if i := slices.IndexFunc(o.IncludeOutboundPorts, func(p uint16) bool { return !slices.Contains(o.ExcludeOutboundPorts, p) }); i >= 0 {
+		port, anywhere = o.IncludeOutboundPorts[i], true
+	}
 	for slices.Contains(o.ExcludeOutboundPorts, port) || port == o.ProxyPort || port == o.InboundPort {
 		port++
 	}
@@ -210,11 +214,11 @@ func outsideAddress(o Options, f family) (netip.AddrPort, error) {
 	}
 	captured := false
 	for _, addr := range candidates {
-		if !o.captures(addr) {
+		if !o.captures(addr, anywhere) {
 			continue
 		}
 		captured = true
-		if dst := netip.AddrPortFrom(addr, port); leavesPod(dst) {
+		if dst := netip.AddrPortFrom(addr, port); leavesPod(dst, o.ExcludeInterfaces) {
 			return dst, nil
 		}
 	}
@@ -224,21 +228,35 @@ func outsideAddress(o Options, f family) (netip.AddrPort, error) {
 	return netip.AddrPort{}, fmt.Errorf("the pod has no route to an address that is captured (%s)", f.network())
 }
 
-// captures says whether the rules capture connections to addr, as far as addresses go.
-func (o Options) captures(addr netip.Addr) bool {
+// captures says whether the rules capture connections to addr, as far as addresses go; anywhere says that the port is captured
+// outside of the captured ranges too.
+func (o Options) captures(addr netip.Addr, anywhere bool) bool {
 	in := func(p netip.Prefix) bool { return p.Contains(addr) }
-	return !slices.ContainsFunc(o.ExcludeOutboundRanges, in) && (o.OutboundRanges.All || slices.ContainsFunc(o.OutboundRanges.List, in))
+	return !slices.ContainsFunc(o.ExcludeOutboundRanges, in) && (anywhere || o.OutboundRanges.All || slices.ContainsFunc(o.OutboundRanges.List, in))
 }
 
-// leavesPod asks the kernel's routing: connecting a UDP socket sends nothing.
-func leavesPod(dst netip.AddrPort) bool {
+// leavesPod asks the kernel's routing: connecting a UDP socket sends nothing. The devices of excluded do not count.
+func leavesPod(dst netip.AddrPort, excluded []string) bool {
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(dst))
 	if err != nil {
 		return false
 	}
 	defer c.Close()
 	local := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
-	return !local.IsLoopback() && local != dst.Addr()
+	return !local.IsLoopback() && local != dst.Addr() && !slices.ContainsFunc(excluded, func(device string) bool { return hasAddress(device, local) })
+}
+
+// hasAddress reports whether the network device has the address.
+func hasAddress(device string, addr netip.Addr) bool {
+	d, err := net.InterfaceByName(device)
+	if err != nil {
+		return false
+	}
+	own, err := d.Addrs()
+	return err == nil && slices.ContainsFunc(own, func(a net.Addr) bool {
+		p, err := netip.ParsePrefix(a.String())
+		return err == nil && p.Addr() == addr
+	})
 }
 
 // ownPrefix is the pod's address of a family, with its network.

@@ -64,11 +64,14 @@ func (p *portNumber) UnmarshalJSON(data []byte) error {
 // Probes are the application's own probes, by the path under which the kubelet asks the agent for them.
 type Probes map[string]*probe
 
-// appHealth begins the paths of probes.
-const appHealth = "/app-health/"
+// appHealth begins the paths of probes, appLifecycle those of hooks.
+const (
+	appHealth    = "/app-health/"
+	appLifecycle = "/app-lifecycle/"
+)
 
-// ParseProbes reads ISTIO_KUBE_APP_PROBERS, a JSON object of "/app-health/CONTAINER/{readyz,livez,startupz}" → corev1.Probe with an
-// httpGet, tcpSocket or grpc part; "" is no probes.
+// ParseProbes reads ISTIO_KUBE_APP_PROBERS, a JSON object of "/app-health/CONTAINER/{readyz,livez,startupz}" and
+// "/app-lifecycle/CONTAINER/{poststartz,prestopz}" → corev1.Probe with an httpGet, tcpSocket or grpc part; "" is no probes.
 func ParseProbes(text string) (Probes, error) {
 	if text == "" {
 		return nil, nil
@@ -80,8 +83,8 @@ func ParseProbes(text string) (Probes, error) {
 	for _, path := range slices.Sorted(maps.Keys(probes)) {
 		p := probes[path]
 		switch {
-		case !strings.HasPrefix(path, appHealth):
-			return nil, fmt.Errorf("parse probes: path %q does not begin with %s", path, appHealth)
+		case !strings.HasPrefix(path, appHealth) && !strings.HasPrefix(path, appLifecycle):
+			return nil, fmt.Errorf("parse probes: path %q does not begin with %s or %s", path, appHealth, appLifecycle)
 		case p == nil || p.HTTPGet == nil && p.TCPSocket == nil && p.GRPC == nil:
 			return nil, fmt.Errorf("parse probes: %s has none of httpGet, tcpSocket and grpc", path)
 		case p.HTTPGet != nil && p.HTTPGet.Port == 0, p.TCPSocket != nil && p.TCPSocket.Port == 0, p.GRPC != nil && p.GRPC.Port == 0:
@@ -132,12 +135,12 @@ func (p *prober) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("no probe %s: the pod's injection knows none of this path", r.URL.Path), http.StatusNotFound)
 		return
 	}
-	timeout := defaultProbeTimeout
-	if probe.TimeoutSeconds > 0 {
-		timeout = time.Duration(probe.TimeoutSeconds) * time.Second
+	ctx, timeout := r.Context(), probe.timeout(r.URL.Path)
+	if timeout > 0 {
+		bounded, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		ctx = bounded
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), timeout)
-	defer cancel()
 	var err error
 	switch {
 	case probe.HTTPGet != nil:
@@ -148,11 +151,23 @@ func (p *prober) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = p.grpc(ctx, probe)
 	}
 	if err != nil {
-		if ctx.Err() != nil {
+		if timeout > 0 && ctx.Err() != nil {
 			err = fmt.Errorf("no answer within %s", timeout)
 		}
 		http.Error(w, "probe of the application: "+err.Error(), http.StatusInternalServerError)
 	}
+}
+
+// timeout is how long the application may take to answer; 0 is as long as whoever asks waits. A hook has the pod's grace period,
+// which the kubelet keeps.
+func (p *probe) timeout(path string) time.Duration {
+	switch {
+	case p.TimeoutSeconds > 0:
+		return time.Duration(p.TimeoutSeconds) * time.Second
+	case strings.HasPrefix(path, appLifecycle):
+		return 0
+	}
+	return defaultProbeTimeout
 }
 
 func (p *prober) address(port portNumber) string {

@@ -59,7 +59,9 @@ func New(c Config) *Server {
 	full := http.NewServeMux()
 	full.HandleFunc("GET /healthz/ready", s.ready)
 	full.Handle("GET /stats/prometheus", newMerger(c.ProxyMetrics, c.Scrape, c.Registry))
-	full.Handle("GET "+appHealth, newProber(c.Probes, c.App))
+	app := newProber(c.Probes, c.App)
+	full.Handle("GET "+appHealth, app)
+	full.Handle("GET "+appLifecycle, app)
 	full.HandleFunc("POST /quitquitquit", s.local("quit", c.Quit))
 	full.HandleFunc("POST /drain", s.local("drain", c.Drain))
 	s.readyOnly, s.full = readyOnly, full

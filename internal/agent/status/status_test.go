@@ -413,3 +413,29 @@ func TestScrapeSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestHooksOfTheApplication: a hook is called as a probe is, but may take as long as the pod has to end.
+func TestHooksOfTheApplication(t *testing.T) {
+	var asked atomic.Value
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.URL.Path)
+		fmt.Fprint(w, "bye")
+	}))
+	defer app.Close()
+	probes, err := ParseProbes(fmt.Sprintf(`{"/app-lifecycle/web/prestopz":{"httpGet":{"path":"/stop","port":%d}}, "/app-health/web/livez":{"tcpSocket":{"port":1}}}`, portOf(t, app.Listener.Addr())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := serve(t, func(c *Config) { c.Probes = probes })
+	if code, _, body := f.do("GET", f.all+"/app-lifecycle/web/prestopz", nil); code != 200 || body != "bye" || asked.Load() != "/stop" {
+		t.Errorf("%d %s, the application was asked for %v", code, body, asked.Load())
+	}
+	if code, _, _ := f.do("GET", f.all+"/app-lifecycle/web/poststartz", nil); code != 404 {
+		t.Errorf("a hook that nobody has: %d", code)
+	}
+	for path, want := range map[string]time.Duration{"/app-lifecycle/web/prestopz": 0, "/app-health/web/livez": time.Second} {
+		if got := probes[path].timeout(path); got != want {
+			t.Errorf("%s may take %s, want %s", path, got, want)
+		}
+	}
+}
