@@ -37,6 +37,7 @@ type sidecar struct {
 	netns   *netns
 	dir     string
 	secrets []*anypb.Any
+	process *os.Process
 
 	mu      sync.Mutex
 	current map[string]map[string]xds.Resource // by type URL and name
@@ -88,6 +89,7 @@ func startSidecar(t testing.TB, n *netns, ca *authority, id string) *sidecar {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.process = cmd.Process
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 func TestMesh(t *testing.T) {
 	w := newTown(t)
 	t.Run("HTTP goes from sidecar to sidecar over mutual TLS", w.testHTTP)
+	t.Run("requests share connections", w.testReuse)
 	t.Run("HTTP/2 reaches the application as HTTP/2", w.testHTTP2)
 	t.Run("a service is known by all its names", w.testNames)
 	t.Run("a WebSocket goes through", w.testWebSocket)
@@ -70,6 +72,38 @@ func (w *town) testHTTP(t *testing.T) {
 		stats := prometheus(t, s.of)
 		if !strings.Contains(stats, s.want) {
 			t.Errorf("the statistics have no %s", s.want)
+		}
+	}
+}
+
+// testReuse asks for as many connections and handshakes after many requests as after the first: a handshake costs as much as
+// several requests.
+func (w *town) testReuse(t *testing.T) {
+	counted := regexp.MustCompile(`(?m)^envoy_(?:cluster_upstream_cx_total|cluster_ssl_handshake)\{cluster_name="outbound\|(?:80|9090)\|\|web.*$`)
+	opened := regexp.MustCompile(`(?m)^envoy_listener_ssl_handshake\{listener_address="0.0.0.0_15006"\}.*$`)
+	for name, client := range map[string]*http.Client{"HTTP/1.1": w.http, "HTTP/2": w.httpClient(w.clientNet, true)} {
+		ask := func() {
+			t.Helper()
+			for _, url := range []string{"http://10.96.0.10/", "http://10.96.0.10:9090/"} {
+				if err := get(client, url, nil, "web").err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		count := func() string {
+			all := append(counted.FindAllString(prometheus(t, w.clientNet), -1), opened.FindAllString(prometheus(t, w.serverNet), -1)...)
+			if len(all) != 5 {
+				t.Fatalf("the statistics have %d of 5 counters: %v", len(all), all)
+			}
+			return strings.Join(all, "\n")
+		}
+		ask()
+		first := count()
+		for range 20 {
+			ask()
+		}
+		if now := count(); now != first {
+			t.Errorf("%s: after the first requests\n%s\nafter 20 more\n%s", name, first, now)
 		}
 	}
 }
