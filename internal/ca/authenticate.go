@@ -77,7 +77,7 @@ func (a *Authority) Caller(ctx context.Context) (Caller, error) {
 	if err := a.ours(ctx); err != nil {
 		return Caller{}, err
 	}
-	user, err := a.tokens.review(ctx, token)
+	user, err := a.tokens.review(ctx, peerAddress(ctx), token)
 	if err != nil {
 		return Caller{}, err
 	}

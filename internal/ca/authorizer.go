@@ -37,7 +37,7 @@ func NewAuthorizer(client kubernetes.Interface, namespace string, registerer pro
 		return nil, errors.New("configure debug authorizer: a Kubernetes client is needed")
 	}
 	results := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "selvage_debug_token_reviews_total", Help: "Tokens shown at the debug endpoints, by result: accepted, cached, rejected, error.",
+		Name: "selvage_debug_token_reviews_total", Help: "Tokens shown at the debug endpoints, by result: accepted, cached, rejected, limited, error.",
 	}, []string{"result"})
 	if registerer != nil {
 		if err := registerer.Register(results); err != nil {
@@ -48,7 +48,7 @@ func NewAuthorizer(client kubernetes.Interface, namespace string, registerer pro
 }
 
 // Require lets a request through to next when its caller may do it, and answers it otherwise: 401 without a good token, 403
-// without the right, 503 when the API server cannot be asked.
+// without the right, 429 after too many bad tokens, 503 when the API server cannot be asked.
 func (a *Authorizer) Require(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -72,11 +72,15 @@ func (a *Authorizer) check(r *http.Request) (int, error) {
 	if token == "" {
 		return http.StatusUnauthorized, fmt.Errorf("a token is needed in header %s or Authorization: Bearer. Make one with\n  %s", TokenHeader, a.howTo())
 	}
-	user, err := a.tokens.review(r.Context(), token)
+	user, err := a.tokens.review(r.Context(), remoteAddress(r.RemoteAddr), token)
 	if err != nil {
 		message := status.Convert(err).Message()
-		if status.Code(err) == codes.Unauthenticated {
+		switch status.Code(err) {
+		case codes.Unauthenticated:
 			return http.StatusUnauthorized, fmt.Errorf("%s. Make one with\n  %s", message, a.howTo())
+		case codes.ResourceExhausted:
+			return http.StatusTooManyRequests, errors.New(message)
+		default:
 		}
 		return http.StatusServiceUnavailable, errors.New(message)
 	}

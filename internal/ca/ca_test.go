@@ -101,7 +101,11 @@ func call(ctx context.Context, cert *x509.Certificate, token string) context.Con
 
 // jwt is an unsigned token with the given audience and end; seed makes it differ from others.
 func jwt(audience string, expires time.Time, seed string) string {
-	payload, _ := json.Marshal(map[string]any{"aud": []string{audience}, "exp": expires.Unix(), "jti": seed})
+	return jwtFor([]string{audience}, expires, seed)
+}
+
+func jwtFor(audience []string, expires time.Time, seed string) string {
+	payload, _ := json.Marshal(map[string]any{"aud": audience, "exp": expires.Unix(), "jti": seed})
 	return "e30." + base64.RawURLEncoding.EncodeToString(payload) + ".c2ln"
 }
 

@@ -32,7 +32,7 @@ func newMetrics(registerer prometheus.Registerer, rootExpiry func() time.Time) (
 		}, []string{"error"}),
 		limited: counter("selvage_ca_rate_limited_total", "Certificate requests refused because their identity asked too often."),
 		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "selvage_ca_token_reviews_total", Help: "Bearer tokens looked at, by result: accepted, cached, rejected, error.",
+			Name: "selvage_ca_token_reviews_total", Help: "Bearer tokens looked at, by result: accepted, cached, rejected, limited (not reviewed: too many of the address were rejected), error.",
 		}, []string{"result"}),
 	}
 	expiry := func(name, help string, value func(end time.Time) float64) prometheus.Collector {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -35,7 +36,7 @@ const (
 )
 
 // reviewer asks the API server whose a bearer token is, once for many callers. Its errors are gRPC statuses: Unauthenticated when
-// the token is no good, Unavailable when nobody could tell.
+// the token is no good, Unavailable when nobody could tell, ResourceExhausted when too many tokens of the address were no good.
 type reviewer struct {
 	kubernetes kubernetes.Interface
 	audience   string
@@ -44,18 +45,19 @@ type reviewer struct {
 	rejected   *cache.LRUExpireCache // sha256 of the token → error
 	flight     singleflight.Group
 	open       chan struct{} // holds one element for each open question
+	peers      *peers
 }
 
 func newReviewer(client kubernetes.Interface, audience string, results *prometheus.CounterVec) *reviewer {
 	return &reviewer{
 		kubernetes: client, audience: audience, results: results,
 		accepted: cache.NewLRUExpireCache(maxAccepted), rejected: cache.NewLRUExpireCache(maxRejected),
-		open: make(chan struct{}, maxReviews),
+		open: make(chan struct{}, maxReviews), peers: newPeers(),
 	}
 }
 
-// review returns the user that a token stands for.
-func (r *reviewer) review(ctx context.Context, token string) (authenticationv1.UserInfo, error) {
+// review returns the user that a token stands for, which came from an address.
+func (r *reviewer) review(ctx context.Context, from netip.Addr, token string) (authenticationv1.UserInfo, error) {
 	none := authenticationv1.UserInfo{}
 	key := sha256.Sum256([]byte(token))
 	if user, ok := r.accepted.Get(key); ok {
@@ -75,11 +77,14 @@ func (r *reviewer) review(ctx context.Context, token string) (authenticationv1.U
 		r.results.WithLabelValues("rejected").Inc()
 		return none, err
 	}
+	if err := r.limit(from, r.peers.at(from)); err != nil {
+		return none, err
+	}
 	// The question is not the first caller's alone, so it does not end with that caller.
 	done := r.flight.DoChan(string(key[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTimeout)
 		defer cancel()
-		return r.ask(ctx, token, key, claims)
+		return r.ask(ctx, from, token, key, claims)
 	})
 	select {
 	case <-ctx.Done():
@@ -90,6 +95,21 @@ func (r *reviewer) review(ctx context.Context, token string) (authenticationv1.U
 		}
 		return result.Val.(authenticationv1.UserInfo), nil
 	}
+}
+
+// limit refuses a token of an address that has shown too many bad ones. Tokens that were accepted before are not touched by it.
+func (r *reviewer) limit(from netip.Addr, peer *origin) error {
+	wait := peer.wait()
+	if wait == 0 {
+		return nil
+	}
+	r.results.WithLabelValues("limited").Inc()
+	where := "an unknown address"
+	if from.IsValid() {
+		where = from.String()
+	}
+	return status.Errorf(codes.ResourceExhausted, "too many bearer tokens from %s were refused: %d in a row are, and then one every %s; wait %s",
+		where, refusedBurst, refusedEvery, max(wait, time.Second).Round(time.Second))
 }
 
 // precheck refuses what the API server would certainly refuse.
@@ -110,14 +130,20 @@ func (r *reviewer) wanted() string {
 }
 
 // ask brings the token before the API server and remembers the verdict.
-func (r *reviewer) ask(ctx context.Context, token string, key [sha256.Size]byte, c claims) (authenticationv1.UserInfo, error) {
+func (r *reviewer) ask(ctx context.Context, from netip.Addr, token string, key [sha256.Size]byte, c claims) (authenticationv1.UserInfo, error) {
 	none := authenticationv1.UserInfo{}
-	select {
-	case r.open <- struct{}{}:
-		defer func() { <-r.open }()
-	case <-ctx.Done():
-		r.results.WithLabelValues("error").Inc()
-		return none, status.Errorf(codes.Unavailable, "cannot review the bearer token: %d reviews are open already; try again", maxReviews)
+	peer := r.peers.at(from)
+	for _, room := range []chan struct{}{peer.open, r.open} { // the address's first: who waits there takes no place from others
+		select {
+		case room <- struct{}{}:
+			defer func() { <-room }()
+		case <-ctx.Done():
+			r.results.WithLabelValues("error").Inc()
+			return none, status.Errorf(codes.Unavailable, "cannot review the bearer token: %d reviews are open already; try again", cap(room))
+		}
+	}
+	if err := r.limit(from, peer); err != nil { // what others of the address were told meanwhile
+		return none, err
 	}
 	review, err := r.kubernetes.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{r.audience}},
@@ -143,6 +169,7 @@ func (r *reviewer) ask(ctx context.Context, token string, key [sha256.Size]byte,
 		return s.User, nil
 	}
 	r.results.WithLabelValues("rejected").Inc()
+	peer.refused()
 	cause := review.Status.Error
 	if cause == "" {
 		cause = "the API server does not accept it"
