@@ -119,13 +119,13 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "selvage",
 		Short: "A service mesh that does not unravel",
-		Long: "selvage installs and looks after a sidecar service mesh that speaks Istio's API.\n\n" +
+		Long: "selvage installs and looks after a service mesh that speaks Istio's API.\n\n" +
 			"Results go to stdout, progress and warnings to stderr. Exit codes: 0 fine, 1 problems found,\n" +
 			"2 could not do it (wrong usage, no cluster, no right).",
 		Example: a.examples(`
-			selvage up                     a lab on this machine: Kubernetes, the mesh and a sample shop
-			selvage install                into the cluster of the current kubeconfig context
-			selvage status                 is every sidecar in step?`),
+			selvage up          a lab on this machine, with a sample shop
+			selvage install     into the cluster of the kubeconfig's context
+			selvage status      is every sidecar in step?`),
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: a.display()},
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -147,6 +147,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.upCommand(), a.downCommand(), a.installCommand(), a.uninstallCommand(), a.statusCommand(),
 		a.injectCommand(), a.versionCommand())
 	a.registerCompletions(root)
+	a.layOut(root)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return root
@@ -160,19 +161,6 @@ func unknownCommand(cmd *cobra.Command, typed string) error {
 		err = fmt.Errorf("there is no command %q; did you mean %s?", typed, strings.Join(near, " or "))
 	}
 	return &usageError{cmd.CommandPath(), err}
-}
-
-// examples lays out a block of example lines, with the program's name as it was called.
-func (a *app) examples(block string) string {
-	var lines []string
-	for line := range strings.SplitSeq(strings.TrimSpace(block), "\n") {
-		line = strings.TrimSpace(line)
-		if rest, ok := strings.CutPrefix(line, "selvage "); ok {
-			line = a.name() + " " + rest
-		}
-		lines = append(lines, "  "+line)
-	}
-	return strings.Join(lines, "\n")
 }
 
 // atMost is cobra's check of the number of arguments, with a message that leads to the help.

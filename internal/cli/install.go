@@ -36,7 +36,7 @@ func (a *app) installCommand() *cobra.Command {
 	flags := installFlags{options: install.Default(version.Version)}
 	cmd := &cobra.Command{
 		Use:   "install [flags]",
-		Short: "Install the mesh into a cluster, wait until it is ready and probe it",
+		Short: "Install the mesh into a cluster, wait for it and probe it",
 		Long: "install puts a control plane into the cluster of the kubeconfig's context, waits until it is ready, and then asks\n" +
 			"the API server, as a dry run, whether a pod would get its sidecar. It may be repeated: what is right stays as it is.\n\n" +
 			"It changes nothing, and ends with 2, when an object of one of its names exists that Selvage did not make, when you\n" +

@@ -51,8 +51,8 @@ func (a *app) labCommand(cmd *cobra.Command) *cobra.Command {
 			}
 			return err
 		}
-		err = syscall.Exec(program, append([]string{program, cmd.Name()}, args...), os.Environ())
-		return fmt.Errorf("run %s: %w", program, err) // Exec does not come back when it works
+		err = syscall.Exec(program, append([]string{a.called(), cmd.Name()}, args...), os.Environ()) // it calls itself as this was called
+		return fmt.Errorf("run %s: %w", program, err)                                                // Exec does not come back when it works
 	}
 	return cmd
 }

@@ -42,7 +42,7 @@ func (a *app) versionCommand() *cobra.Command {
 	var clientOnly bool
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Show the version of this program and of the control planes in the cluster",
+		Short: "Show the versions of this program and of the control planes",
 		Long: "version shows which Selvage this program is, and which control planes the cluster of the kubeconfig has. Without a\n" +
 			"kubeconfig it shows this program alone; with one whose cluster cannot be reached it ends with 2.",
 		Example: a.examples(`

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -39,9 +40,11 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{
-		Use: "selvage-lab", Short: "A real Kubernetes, the mesh and a sample on this machine",
+		Use: filepath.Base(os.Args[0]), Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: called()}, Short: "A real Kubernetes, the mesh and a sample on this machine",
 		SilenceErrors: true, SilenceUsage: true, CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
+	// The flag package lets a line run up to five columns over.
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 75"))
 	root.AddCommand(up(), down(), images(), enter(), forwarder())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "selvage: %v\n", err)
@@ -53,16 +56,19 @@ func run() int {
 	return 0
 }
 
+// called is how the user runs this program: `selvage up` starts it under its own name, such as bin/selvage.
+func called() string { return os.Args[0] }
+
 func up() *cobra.Command {
 	cfg := lab.Config{}
 	var level string
 	detach := true
 	c := &cobra.Command{
 		Use: "up", Args: cobra.NoArgs,
-		Short: "Bring up a lab: a real Kubernetes, the mesh, a sample application with sidecars",
-		Example: `  sudo selvage up              # level 2: with a node that runs the pods
-  selvage up --level 1         # no root: pods are admitted and get sidecars, nothing runs them
-  selvage up --mesh=false      # only Kubernetes`,
+		Short: "Bring up a lab: Kubernetes, the mesh, a sample with sidecars",
+		Example: fmt.Sprintf(`  sudo %[1]s up           # level 2: with a node that runs the pods
+  %[1]s up --level 1      # no root: pods get sidecars, nothing runs them
+  %[1]s up --mesh=false   # only Kubernetes`, called()),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cfg.Level, err = lab.ParseLevel(level); err != nil {
 				return err
@@ -74,17 +80,17 @@ func up() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Print(lab.Summary(dir))
+			fmt.Print(lab.Summary(dir, called()))
 			if detach {
 				return nil
 			}
 			fmt.Fprintln(os.Stderr, "Ctrl-C ends the lab.")
-			return lab.Attend(cmd.Context(), dir, cfg.Progress)
+			return lab.Attend(cmd.Context(), dir, called(), cfg.Progress)
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&cfg.Dir, "dir", ".lab", "the lab's folder")
-	f.StringVar(&level, "level", "auto", "1: control plane only; 2: with a node (root on Linux); auto: the most that this machine gives")
+	f.StringVar(&level, "level", "auto", "1: control plane only; 2: with a node (root on Linux); auto: what this machine can")
 	f.BoolVar(&detach, "detach", true, "return when all is ready; otherwise stay, and end the lab on Ctrl-C")
 	f.StringVar(&cfg.Revision, "revision", "", "install the mesh as this revision")
 	f.BoolVar(&cfg.Sample, "sample", true, "deploy the sample application")
@@ -107,6 +113,7 @@ func place(cfg *lab.Config) error {
 	cfg.Samples = filepath.Join(filepath.Dir(cfg.Bin), "samples")
 	cfg.Cache = filepath.Join(filepath.Dir(cfg.Bin), ".cache")
 	cfg.Tag = version
+	cfg.Program = called()
 	cfg.Progress = progress.New(os.Stderr)
 	return nil
 }
@@ -165,7 +172,7 @@ func enter() *cobra.Command {
 				return err
 			}
 			if !dir.Exists() {
-				return fault.New("selvage up --dir "+path, "there is no lab in %s", path)
+				return fault.New(called()+" up --dir "+path, "there is no lab in %s", path)
 			}
 			return execIn(dir.Lab().Namespace, args)
 		},

@@ -45,6 +45,8 @@ type Config struct {
 	// Cache is where image archives are kept, Tag is that of the images.
 	Cache, Tag string
 	Progress   *progress.Reporter
+	// Program is how the user runs this one, such as bin/selvage: for messages that say what to type.
+	Program string
 }
 
 // Lab is one lab on its way up.
@@ -77,7 +79,8 @@ func network() netns.Network {
 
 // ensure starts the program unless it runs, and writes it down.
 func (l *Lab) ensure(p program) error {
-	if id, ok := l.dir.Lab().Identities[p.name]; ok && id.Alive() {
+	id, known := l.dir.Lab().Identities[p.name]
+	if known && id.Alive() {
 		return nil
 	}
 	logs := l.dir.File("logs")
@@ -99,6 +102,9 @@ func (l *Lab) ensure(p program) error {
 	})
 	if err != nil {
 		return err
+	}
+	if known {
+		l.Progress.Note("mended: " + p.name + " had died, started again")
 	}
 	return l.record(p.name, r)
 }
@@ -135,7 +141,7 @@ func (l *Lab) await(ctx context.Context, name string, limit time.Duration, check
 		}
 		next := "its log: " + l.shown("logs", name+".log")
 		if _, missing := os.Stat(l.dir.File(filepath.Join("logs", name+".log"))); missing != nil { // no program of ours
-			next = "look with bin/selvage status and bin/kubectl get pods -A, or start afresh: selvage down, then selvage up"
+			next = fmt.Sprintf("look with %[1]s status and bin/kubectl get pods -A, or start afresh: %[1]s down, then %[1]s up", l.Program)
 		}
 		return &fault.Fault{Problem: name + " did not come up", Next: next, Cause: err}
 	}

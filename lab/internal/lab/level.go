@@ -37,7 +37,7 @@ func ParseLevel(s string) (Level, error) {
 func (l *Lab) choose() (int, error) {
 	level := l.Level
 	if level != Level1 {
-		if err := missing(); err != nil && level == Level2 {
+		if err := missing(l.Program); err != nil && level == Level2 {
 			return 0, err
 		} else if err != nil {
 			level = Level1
@@ -70,9 +70,9 @@ func (l *Lab) complete(level int) error {
 }
 
 // missing says why there can be no node here, nil when there can.
-func missing() error {
+func missing(program string) error {
 	if os.Geteuid() != 0 {
-		return fault.New("sudo make up", "a node that runs pods wants root")
+		return fault.New("sudo "+program+" up", "a node that runs pods wants root")
 	}
 	if !netns.Possible() {
 		return fault.New("run it on the machine itself or in a privileged container", "this root may not make network namespaces")

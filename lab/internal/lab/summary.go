@@ -12,7 +12,8 @@ import (
 )
 
 // Summary is what a user wants to know about a lab that is ready: where things are, and what to type next.
-func Summary(dir *state.Dir) string {
+// program is how the user runs this one.
+func Summary(dir *state.Dir, program string) string {
 	l := dir.Lab()
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nThe lab is ready: Kubernetes %s, level %d%s.\n\n", l.Kubernetes, l.Level, meshText(l))
@@ -21,7 +22,7 @@ func Summary(dir *state.Dir) string {
 	}
 	fmt.Fprintf(&b, "  export KUBECONFIG=%s\n", dir.File("kubeconfig"))
 	if l.Mesh && l.Level == 2 {
-		b.WriteString("  bin/selvage status" + revisionFlag(l) + "\n")
+		b.WriteString("  " + program + " status" + revisionFlag(l) + "\n")
 	}
 	switch {
 	case l.Sample && l.Level == 2:
@@ -31,7 +32,7 @@ func Summary(dir *state.Dir) string {
 	case !l.Mesh:
 		b.WriteString("  bin/kubectl get namespaces\n")
 	}
-	down := "bin/selvage down"
+	down := program + " down"
 	if l.Level == 2 || l.Namespace != "" {
 		down = "sudo " + down
 	}
@@ -61,7 +62,7 @@ func meshText(l state.Lab) string {
 
 // Attend stays with a lab until ctx ends, and then ends the lab. It returns early when somebody else ended it, or when one of
 // its programs ended.
-func Attend(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
+func Attend(ctx context.Context, dir *state.Dir, program string, p *progress.Reporter) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -76,7 +77,7 @@ func Attend(ctx context.Context, dir *state.Dir, p *progress.Reporter) error {
 			}
 			for name, id := range dir.Lab().Identities {
 				if !id.Alive() && dir.Exists() {
-					return fault.New("selvage up mends it; its log: "+Shown(dir.File("logs", name+".log")), "%s of the lab has ended", name)
+					return fault.New(program+" up mends it; its log: "+Shown(dir.File("logs", name+".log")), "%s of the lab has ended", name)
 				}
 			}
 		}

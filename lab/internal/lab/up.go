@@ -27,7 +27,7 @@ const DefaultKubernetes = "1.37.2"
 func Up(ctx context.Context, cfg Config) (*state.Dir, error) {
 	dir, err := state.Open(cfg.Dir)
 	if err != nil {
-		return nil, &fault.Fault{Problem: "cannot read lab " + cfg.Dir, Cause: err, Next: "selvage down --dir " + cfg.Dir}
+		return nil, &fault.Fault{Problem: "cannot read lab " + cfg.Dir, Cause: err, Next: cfg.Program + " down --dir " + cfg.Dir}
 	}
 	_, statErr := os.Stat(dir.Path())
 	if err := prepareDir(dir); err != nil {
@@ -187,7 +187,7 @@ func usable(was state.Lab) bool {
 
 // same refuses to turn a running lab into another kind of lab.
 func (l *Lab) same(was state.Lab) error {
-	next := "selvage down --dir " + Shown(l.dir.Path()) + ", or take another --dir"
+	next := l.Program + " down --dir " + Shown(l.dir.Path()) + ", or take another --dir"
 	if l.Level != LevelAuto && int(l.Level) != was.Level {
 		return fault.New(next, "a lab of level %d runs in %s, and level %d was asked for", was.Level, Shown(l.dir.Path()), l.Level)
 	}
