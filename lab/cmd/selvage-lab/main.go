@@ -67,7 +67,7 @@ func up() *cobra.Command {
 		Use: "up", Args: cobra.NoArgs,
 		Short: "Bring up a lab: Kubernetes, the mesh, a sample with sidecars",
 		Example: fmt.Sprintf(`  sudo %[1]s up           # level 2: with a node that runs the pods
-  %[1]s up --level 1      # no root: pods get sidecars, nothing runs them
+  %[1]s up --level 1      # no root: nothing runs the pods
   %[1]s up --mesh=false   # only Kubernetes`, called()),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cfg.Level, err = lab.ParseLevel(level); err != nil {

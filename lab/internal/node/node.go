@@ -44,7 +44,8 @@ func (c Config) Socket() string { return filepath.Join(c.Run, "containerd.sock")
 // File is the path of a configuration file.
 func (c Config) File(name string) string { return filepath.Join(c.Dir, name) }
 
-// Write makes the folders and the configuration files.
+// Write makes the folders and the configuration files. A file that is right stays untouched: kube-proxy ends when its
+// configuration is written, whatever was written.
 func (c Config) Write() error {
 	for _, d := range []string{c.Dir, c.File("cni"), c.File("kubelet"), c.File("containerd"), c.Run, filepath.Join(c.Logs, "pods")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -60,6 +61,9 @@ func (c Config) Write() error {
 		"resolv.conf":          "# nothing outside the lab can be reached\n",
 	}
 	for name, content := range files {
+		if was, err := os.ReadFile(c.File(name)); err == nil && string(was) == content {
+			continue
+		}
 		if err := os.WriteFile(c.File(name), []byte(content), 0o644); err != nil {
 			return fmt.Errorf("write node's configuration: %w", err)
 		}

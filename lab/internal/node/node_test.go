@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/selvage-mesh/selvage/lab/internal/pki"
 	"github.com/selvage-mesh/selvage/lab/internal/testneed"
@@ -18,6 +19,30 @@ func config(t *testing.T) Config {
 		Dir: filepath.Join(dir, "node"), Logs: filepath.Join(dir, "logs"), Run: filepath.Join(dir, "run"), Cgroup: "selvage-x",
 		PauseImage: "docker.io/selvage/pause:dev", Plugins: "/usr/lib/cni", PKI: pki.Set{Dir: "/pki"}, API: "127.0.0.1:6443",
 		Kubeconfig: func(user string) string { return "/pki/" + user + ".kubeconfig" },
+	}
+}
+
+// TestFilesThatAreRightAreNotWrittenAgain: kube-proxy ends when its configuration is written, so a second up would end it.
+func TestFilesThatAreRightAreNotWrittenAgain(t *testing.T) {
+	c := config(t)
+	if err := c.Write(); err != nil {
+		t.Fatal(err)
+	}
+	long := time.Unix(1000, 0)
+	if err := os.Chtimes(c.File("kube-proxy.yaml"), long, long); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.File("corefile"), []byte("of an older release"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Write(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(c.File("kube-proxy.yaml")); err != nil || !info.ModTime().Equal(long) {
+		t.Errorf("kube-proxy.yaml was written again: %v, %v", info.ModTime(), err)
+	}
+	if text, err := os.ReadFile(c.File("corefile")); err != nil || string(text) != c.corefile() {
+		t.Errorf("the corefile stays wrong: %q, %v", text, err)
 	}
 }
 
