@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
@@ -67,8 +70,12 @@ func New(c Config) (*Agent, error) {
 	}
 	a.sds = sds.New(sds.Config{Current: a.identity.Current, Log: c.Log})
 	a.relay = relay.New(relay.Config{Target: target, Wait: a.identity.Tried(), WaitAtMost: certificateWait, Log: c.Log})
+	args, err := c.envoyArgs()
+	if err != nil {
+		return nil, err
+	}
 	a.proxy, err = process.New(process.Config{
-		Path: c.Envoy.Path, Args: c.envoyArgs(), Stdout: c.Stdout, Stderr: c.Stderr, Log: c.Log, MaxCrashes: c.Envoy.MaxCrashes,
+		Path: c.Envoy.Path, Args: args, Stdout: c.Stdout, Stderr: c.Stderr, Log: c.Log, MaxCrashes: c.Envoy.MaxCrashes,
 	})
 	if err != nil {
 		return nil, err
@@ -96,8 +103,27 @@ func (a *Agent) targets() (xds, ca *upstream.Target, err error) {
 	return xds, ca, err
 }
 
+// maxOverride is how much one argument of a program may have: 128 KiB on Linux (MAX_ARG_STRLEN), with its end.
+const maxOverride = 128<<10 - 1
+
+// override reads what a pod wants changed in Envoy's bootstrap.
+func (c Config) override() (string, error) {
+	data, err := os.ReadFile(c.BootstrapOverride)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("no bootstrap override in %s: the ConfigMap that the annotation sidecar.istio.io/bootstrapOverride names needs the key %s", c.BootstrapOverride, filepath.Base(c.BootstrapOverride))
+	case err != nil:
+		return "", fmt.Errorf("read the bootstrap override: %w", err)
+	case len(data) > maxOverride:
+		return "", fmt.Errorf("the bootstrap override %s has %d bytes: the most is %d", c.BootstrapOverride, len(data), maxOverride)
+	case bytes.IndexByte(data, 0) >= 0:
+		return "", fmt.Errorf("the bootstrap override %s is no text", c.BootstrapOverride)
+	}
+	return string(data), nil
+}
+
 // envoyArgs is Envoy's command line.
-func (c Config) envoyArgs() []string {
+func (c Config) envoyArgs() ([]string, error) {
 	// Immediate: a draining proxy says good-bye with every response, not with a chance that grows over drain-time.
 	args := []string{
 		"-c", c.Paths.Bootstrap,
@@ -106,7 +132,17 @@ func (c Config) envoyArgs() []string {
 		"--drain-strategy", "immediate",
 		"--drain-time-s", strconv.Itoa(int(c.Proxy.DrainDuration.Seconds())),
 		"--disable-hot-restart",
-		"--file-flush-interval-msec", "1000",
+		"--file-flush-interval-msec", strconv.FormatInt(cmp.Or(c.Proxy.FileFlushInterval, time.Second).Milliseconds(), 10),
+	}
+	if c.Proxy.FileFlushMinSizeKB > 0 {
+		args = append(args, "--file-flush-min-size-kb", strconv.Itoa(c.Proxy.FileFlushMinSizeKB))
+	}
+	if c.BootstrapOverride != "" {
+		over, err := c.override()
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "--config-yaml", over)
 	}
 	if c.Envoy.ComponentLogLevel != "" {
 		args = append(args, "--component-log-level", c.Envoy.ComponentLogLevel)
@@ -119,7 +155,7 @@ func (c Config) envoyArgs() []string {
 	if n := c.workers(); n > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(n))
 	}
-	return args
+	return args, nil
 }
 
 // defaultWorkers is Istio's default where there is no CPU limit: each worker costs memory for every cluster.
@@ -132,6 +168,8 @@ func (c Config) workers() int {
 		return *c.Envoy.Concurrency
 	case c.Proxy.Concurrency != nil:
 		return *c.Proxy.Concurrency
+	case c.CPULimit > 0: // where there is no limit the kubelet gives the node's CPUs
+		return min(c.CPULimit, runtime.NumCPU())
 	}
 	// Go reads the container's CPU limit, rounded up.
 	if limit := runtime.GOMAXPROCS(0); limit < runtime.NumCPU() {

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,11 @@ type Config struct {
 
 	Probes status.Probes
 	Scrape *status.Scrape
+
+	// BootstrapOverride is a file whose JSON or YAML Envoy merges over its bootstrap (ISTIO_BOOTSTRAP_OVERRIDE); "" is none.
+	BootstrapOverride string
+	// CPULimit is the container's limit in whole CPUs, rounded up (ISTIO_CPU_LIMIT); 0 is not known.
+	CPULimit int
 
 	Envoy Envoy
 	Drain Drain
@@ -125,16 +131,26 @@ func FromEnvironment(environ []string) (Config, error) {
 		name, value, _ := strings.Cut(v, "=")
 		vars[name] = value
 	}
-	r := &reader{vars: vars}
+	return read(&reader{vars: vars})
+}
+
+// Reads reports whether FromEnvironment looks at the variable. Injection sets no other.
+func Reads(name string) bool {
+	r := &reader{}
+	_, _ = read(r) // of an empty environment, for the names that it asks for
+	return slices.Contains(r.asked, name) || strings.HasPrefix(name, metaPrefix) || strings.HasPrefix(name, metaJSONPrefix)
+}
+
+func read(r *reader) (Config, error) {
 	c := Config{
 		Pod: Pod{
 			Name: r.required("POD_NAME"), Namespace: r.required("POD_NAMESPACE"), ServiceAccount: r.required("SERVICE_ACCOUNT"),
-			HostIP: vars["HOST_IP"],
+			HostIP: r.or("HOST_IP", ""),
 		},
 		TrustDomain: r.or("TRUST_DOMAIN", "cluster.local"),
 		ClusterID:   r.or(metaPrefix+"CLUSTER_ID", "Kubernetes"),
-		CAAddress:   vars["CA_ADDR"],
-		ServerName:  vars["ISTIOD_SAN"],
+		CAAddress:   r.or("CA_ADDR", ""),
+		ServerName:  r.or("ISTIOD_SAN", ""),
 		Metadata:    map[string]any{},
 		Envoy:       Envoy{Path: "/usr/local/bin/envoy", LogLevel: "warning"},
 		Drain:       Drain{ExitOnZeroActiveConnections: r.bool("EXIT_ON_ZERO_ACTIVE_CONNECTIONS"), Minimum: r.duration("MINIMUM_DRAIN_DURATION", 5*time.Second)},
@@ -145,7 +161,14 @@ func FromEnvironment(environ []string) (Config, error) {
 
 		CertificateLifetime: r.duration("SECRET_TTL", 0),
 		GraceRatio:          r.ratio("SECRET_GRACE_PERIOD_RATIO"),
+		BootstrapOverride:   r.or("ISTIO_BOOTSTRAP_OVERRIDE", ""),
 	}
+	r.parse("ISTIO_CPU_LIMIT", false, func(s string) (err error) {
+		if c.CPULimit, err = strconv.Atoi(s); err != nil || c.CPULimit < 0 {
+			return errors.New("want a whole number of CPUs")
+		}
+		return nil
+	})
 	c.Domain = c.Pod.Namespace + ".svc.cluster.local"
 	r.parse("INSTANCE_IP", true, func(s string) (err error) {
 		if c.Pod.IP, err = netip.ParseAddr(s); err != nil {
@@ -191,26 +214,33 @@ func (c Config) identity() pki.Identity {
 
 // reader reads variables and collects what is wrong with them.
 type reader struct {
-	vars map[string]string
-	errs []error
+	vars  map[string]string
+	asked []string // names, in the order in which they were looked up
+	errs  []error
 }
 
-func (r *reader) required(name string) string {
-	if r.vars[name] == "" {
-		r.errs = append(r.errs, fmt.Errorf("%s is not set", name))
-	}
+func (r *reader) get(name string) string {
+	r.asked = append(r.asked, name)
 	return r.vars[name]
 }
 
+func (r *reader) required(name string) string {
+	v := r.get(name)
+	if v == "" {
+		r.errs = append(r.errs, fmt.Errorf("%s is not set", name))
+	}
+	return v
+}
+
 func (r *reader) or(name, otherwise string) string {
-	if v := r.vars[name]; v != "" {
+	if v := r.get(name); v != "" {
 		return v
 	}
 	return otherwise
 }
 
 func (r *reader) parse(name string, required bool, parse func(string) error) {
-	v := r.vars[name]
+	v := r.get(name)
 	if v == "" {
 		if required {
 			r.required(name)

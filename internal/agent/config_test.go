@@ -53,12 +53,76 @@ func TestTheEnvironmentOfAnInjectedPod(t *testing.T) {
 	if _, ok := meta["STATS"].(map[string]any); !ok {
 		t.Errorf("STATS = %v", meta["STATS"])
 	}
-	args := c.envoyArgs()
+	args, err := c.envoyArgs()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, want := range [][]string{{"--concurrency", "3"}, {"--drain-time-s", "30"}, {"--drain-strategy", "immediate"}, {"--log-level", "warning"},
 		{"--local-address-ip-version", "v4"}, {"--file-flush-interval-msec", "1000"}} {
 		if i := slices.Index(args, want[0]); i < 0 || args[i+1] != want[1] {
 			t.Errorf("Envoy's arguments %q lack %q", args, want)
 		}
+	}
+}
+
+// TestStatisticsOfAPod: the pod's annotations win over ProxyConfig, kind by kind.
+func TestStatisticsOfAPod(t *testing.T) {
+	c, err := FromEnvironment(append(slices.Clone(injected), `PROXY_CONFIG={"discoveryAddress":"a:1","proxyStatsMatcher":{"inclusionPrefixes":["a."],"inclusionSuffixes":[".s"]},"runtimeValues":{"x.y":"7"},"fileFlushInterval":"3s","fileFlushMinSizeKb":8}`, "ISTIO_CPU_LIMIT=1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.stats(map[string]any{statsPrefixes: "b., http.{pod_ip}_", statsRegexps: "x.*", statsEviction: "10s", statsBuckets: `{"cluster":[1,2.5]}`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(s.Prefixes, []string{"b.", "http.10.1.2.3_"}) && len(c.addresses()) == 1 || !slices.Equal(s.Suffixes, []string{".s"}) || !slices.Equal(s.Regexps, []string{"x.*"}) ||
+		s.EvictionInterval != 10*time.Second || s.FlushInterval != 5*time.Second || len(s.Buckets["cluster"]) != 2 {
+		t.Errorf("statistics %+v", s)
+	}
+	for name, value := range map[string]string{statsFlush: "soon", statsEviction: "-1s", statsBuckets: "[]"} {
+		if _, err := c.stats(map[string]any{name: value}); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if c.workers() != 1 || c.Proxy.RuntimeValues["x.y"] != "7" {
+		t.Errorf("%d workers, runtime %v", c.workers(), c.Proxy.RuntimeValues)
+	}
+	args, err := c.envoyArgs()
+	for _, want := range [][]string{{"--file-flush-interval-msec", "3000"}, {"--file-flush-min-size-kb", "8"}, {"--concurrency", "1"}} {
+		if i := slices.Index(args, want[0]); err != nil || i < 0 || args[i+1] != want[1] {
+			t.Errorf("Envoy's arguments %q lack %q", args, want)
+		}
+	}
+}
+
+// TestBootstrapOverride: what the pod wants changed is given to Envoy, which merges it; what cannot be read is named.
+func TestBootstrapOverride(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "custom_bootstrap.json")
+	c, err := FromEnvironment(append(slices.Clone(injected), "ISTIO_BOOTSTRAP_OVERRIDE="+file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, text := range map[string]string{"is no text": "\x00", "the most is": strings.Repeat("a", 200<<10)} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.envoyArgs(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	const over = `{"stats_flush_interval":"1s"}`
+	if err := os.WriteFile(file, []byte(over), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args, err := c.envoyArgs()
+	if i := slices.Index(args, "--config-yaml"); err != nil || i < 0 || args[i+1] != over {
+		t.Errorf("Envoy's arguments %q (error %v)", args, err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.envoyArgs(); err == nil || !strings.Contains(err.Error(), "sidecar.istio.io/bootstrapOverride names needs the key custom_bootstrap.json") {
+		t.Errorf("without the file: %v", err)
 	}
 }
 

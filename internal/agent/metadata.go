@@ -26,7 +26,13 @@ type ProxyConfig struct {
 	Concurrency              *int
 	DrainDuration            time.Duration // how long Envoy's own gradual drain would take: the listeners stay open at least this long
 	TerminationDrainDuration time.Duration // how long the proxy serves on after SIGTERM
-	raw                      map[string]any
+	FileFlushInterval        time.Duration // how long an access log may wait in memory; 0 is a second
+	FileFlushMinSizeKB       int           // and how much of it; 0 is Envoy's 64
+	// StatsMatcher adds to the statistics that are kept. Annotations of the pod win, kind by kind.
+	StatsMatcher struct{ Prefixes, Suffixes, Regexps []string }
+	// RuntimeValues are Envoy's runtime features and values, by name.
+	RuntimeValues map[string]string
+	raw           map[string]any
 }
 
 // Istio's defaults (mesh/v1alpha1/proxy.proto).
@@ -43,6 +49,14 @@ func ParseProxyConfig(text string) (ProxyConfig, error) {
 		Concurrency              json.RawMessage `json:"concurrency"`
 		DrainDuration            string          `json:"drainDuration"`
 		TerminationDrainDuration string          `json:"terminationDrainDuration"`
+		FileFlushInterval        string          `json:"fileFlushInterval"`
+		FileFlushMinSizeKB       uint16          `json:"fileFlushMinSizeKb"`
+		StatsMatcher             struct {
+			Prefixes []string `json:"inclusionPrefixes"`
+			Suffixes []string `json:"inclusionSuffixes"`
+			Regexps  []string `json:"inclusionRegexps"`
+		} `json:"proxyStatsMatcher"`
+		RuntimeValues map[string]string `json:"runtimeValues"`
 	}
 	decoder := json.NewDecoder(strings.NewReader(text))
 	if err := decoder.Decode(&in); err != nil {
@@ -51,7 +65,8 @@ func ParseProxyConfig(text string) (ProxyConfig, error) {
 	if err := json.Unmarshal([]byte(text), &c.raw); err != nil {
 		return c, fmt.Errorf("want the JSON of a ProxyConfig: %w", err)
 	}
-	c.DiscoveryAddress = in.DiscoveryAddress
+	c.DiscoveryAddress, c.RuntimeValues, c.FileFlushMinSizeKB = in.DiscoveryAddress, in.RuntimeValues, int(in.FileFlushMinSizeKB)
+	c.StatsMatcher.Prefixes, c.StatsMatcher.Suffixes, c.StatsMatcher.Regexps = in.StatsMatcher.Prefixes, in.StatsMatcher.Suffixes, in.StatsMatcher.Regexps
 	if text := strings.Trim(string(in.Concurrency), `"`); text != "" && text != "null" {
 		n, err := strconv.ParseUint(text, 10, 16)
 		if err != nil {
@@ -63,7 +78,8 @@ func ParseProxyConfig(text string) (ProxyConfig, error) {
 	for _, d := range []struct {
 		name, text string
 		into       *time.Duration
-	}{{"drainDuration", in.DrainDuration, &c.DrainDuration}, {"terminationDrainDuration", in.TerminationDrainDuration, &c.TerminationDrainDuration}} {
+	}{{"drainDuration", in.DrainDuration, &c.DrainDuration}, {"terminationDrainDuration", in.TerminationDrainDuration, &c.TerminationDrainDuration},
+		{"fileFlushInterval", in.FileFlushInterval, &c.FileFlushInterval}} {
 		if d.text == "" {
 			continue
 		}
@@ -181,6 +197,11 @@ func (c Config) writeBootstrap() error {
 		workload = c.Pod.Name
 	}
 	ipv6 := c.Pod.IP.Is6() || len(c.addresses()) > 1
+	annotations, _ := metadata["ANNOTATIONS"].(map[string]any)
+	stats, err := c.stats(annotations)
+	if err != nil {
+		return fmt.Errorf("write bootstrap: %w", err)
+	}
 	b, err := envoy.Bootstrap(envoy.BootstrapConfig{
 		NodeID:         fmt.Sprintf("sidecar~%s~%s.%s~%s", c.Pod.IP, c.Pod.Name, c.Pod.Namespace, c.Domain),
 		Cluster:        workload + "." + c.Pod.Namespace,
@@ -190,7 +211,8 @@ func (c Config) writeBootstrap() error {
 		AdminPort:      uint32(c.Ports.Admin),
 		PrometheusPort: uint32(c.Ports.EnvoyPrometheus),
 		IPv6:           ipv6,
-		Stats:          c.stats(),
+		Stats:          stats,
+		Runtime:        c.Proxy.RuntimeValues,
 	})
 	if err != nil {
 		return fmt.Errorf("write bootstrap: %w", err)
@@ -211,12 +233,4 @@ func (c Config) writeBootstrap() error {
 		return fmt.Errorf("write bootstrap: %w", err)
 	}
 	return nil
-}
-
-// stats keeps the inbound listener's counters where it is not at its usual port: draining goes by them.
-func (c Config) stats() (s envoy.StatsConfig) {
-	if c.Ports.Inbound != envoy.InboundPort {
-		s.Regexps = []string{fmt.Sprintf(`listener\.[0-9._\[\]]+_%d\..*`, c.Ports.Inbound)}
-	}
-	return s
 }

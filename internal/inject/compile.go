@@ -9,16 +9,18 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/selvage-mesh/selvage/internal/diag"
 )
 
 // images compiles what is pulled and how.
 func (c *compiler) images() {
 	g := c.settings.Values.Global
-	c.config.pod.image = c.image("values.global.proxy.image", g.Proxy.Image)
-	c.config.initImage = c.config.pod.image
+	c.config.baseImage = c.image("values.global.proxy.image", g.Proxy.Image)
+	c.config.baseInit = c.config.baseImage
 	if g.ProxyInit.Image != "" {
-		c.config.initImage = c.image("values.global.proxy_init.image", g.ProxyInit.Image)
+		c.config.baseInit = c.image("values.global.proxy_init.image", g.ProxyInit.Image)
 	}
 	switch p := corev1.PullPolicy(g.ImagePullPolicy); p {
 	case "", corev1.PullAlways, corev1.PullNever, corev1.PullIfNotPresent:
@@ -34,8 +36,14 @@ func (c *compiler) images() {
 	}
 }
 
+// image is a reference of an image; named says that it was made of hub, name and tag, so that a type fits behind the tag.
+type image struct {
+	reference string
+	named     bool
+}
+
 // image is a name under global.hub with global.tag, or a full reference, which has a slash.
-func (c *compiler) image(field, name string) string {
+func (c *compiler) image(field, name string) image {
 	g := c.settings.Values.Global
 	full := name
 	if !strings.Contains(name, "/") {
@@ -47,7 +55,7 @@ func (c *compiler) image(field, name string) string {
 	if !imageReference.MatchString(full) {
 		c.report(diag.Error, field, fmt.Sprintf("%q is no image reference", full), "check global.hub, global.tag and the image's name")
 	}
-	return full
+	return image{full, full != name && g.Tag != ""}
 }
 
 // sidecar compiles the settings of a pod that has no annotations.
@@ -132,6 +140,13 @@ func (c *compiler) mesh() {
 		c.config.pod.proxy = &meshv1alpha1.ProxyConfig{}
 		return
 	}
+	if capturesDNS(m.GetDefaultConfig().GetProxyMetadata()) {
+		// The rest of the mesh works without it. A pod that asks for it itself is refused.
+		c.problems = append(c.problems, meshProblem(v, diag.Warning, diag.UnsupportedField, "mesh.defaultConfig.proxyMetadata."+dnsCapture, "DNS capture is not carried out yet: pods ask the cluster's DNS"))
+		m = proto.Clone(m).(*meshv1alpha1.MeshConfig)
+		delete(m.GetDefaultConfig().GetProxyMetadata(), dnsCapture)
+		c.config.settings.Mesh = m
+	}
 	if err := checkProxyConfig(m.GetDefaultConfig()); err != nil {
 		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.defaultConfig", err.Error()))
 	}
@@ -142,6 +157,8 @@ func (c *compiler) mesh() {
 		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.trustDomain", fmt.Sprintf("%q is no domain name", m.GetTrustDomain())))
 	}
 	c.config.pod.useProxyConfig(m.GetDefaultConfig())
+	c.config.pod.image = c.config.typed(c.config.baseImage, c.config.pod.imageType)
+	c.config.initImage = c.config.typed(c.config.baseInit, c.config.pod.imageType)
 	c.config.pod.mergeMetrics = m.GetEnablePrometheusMerge() == nil || m.GetEnablePrometheusMerge().GetValue()
 }
 

@@ -29,6 +29,9 @@ type Config struct {
 
 	pod       podSettings // of a pod without annotations
 	initImage string
+	baseImage image // of the sidecar, without a type
+	baseInit  image
+	overlays  []ProxyConfigResource
 	clusterID string
 	network   string
 	volumes   []corev1.Volume

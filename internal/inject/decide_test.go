@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"istio.io/api/annotation"
+	"istio.io/api/label"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
@@ -80,6 +81,39 @@ func TestRulesAreComplete(t *testing.T) {
 		}
 		if !inject.HasRule(a.Name) && a.Name != annotation.GatewayControllerVersion.Name {
 			t.Errorf("injection has no rule for the annotation %s (%s)", a.Name, a.Description)
+		}
+	}
+}
+
+// podLabels says what injection does with each label that the API module knows for pods.
+var podLabels = map[string]string{
+	"sidecar.istio.io/inject":                      "read by Decide",
+	"istio.io/rev":                                 "read at the API server: which revision's webhook is called",
+	"topology.istio.io/network":                    "becomes the sidecar's network, before the values'",
+	"topology.istio.io/cluster":                    "written by multi-cluster endpoints; the sidecar's cluster is that of its webhook",
+	"topology.istio.io/locality":                   "read by the control plane",
+	"topology.istio.io/subzone":                    "read by the control plane, on nodes",
+	"service.istio.io/canonical-name":              "kept, or set from app.kubernetes.io/name, app or the workload",
+	"service.istio.io/canonical-revision":          "kept, or set from app.kubernetes.io/version or version",
+	"service.istio.io/workload-name":               "becomes the workload's name",
+	"security.istio.io/tlsMode":                    "kept, or set to istio",
+	"gateway.istio.io/managed":                     "set on gateways that a controller made",
+	"gateway.networking.k8s.io/gateway-name":       "set on gateways that a controller made",
+	"gateway.networking.k8s.io/gateway-class-name": "set on gateways that a controller made",
+	"istio.io/dataplane-mode":                      "of Istio's ambient mode, which is not here",
+	"istio.io/use-waypoint":                        "of Istio's ambient mode, which is not here",
+	"operator.istio.io/component":                  "of Istio's operator, which is not here",
+	"operator.istio.io/managed":                    "of Istio's operator, which is not here",
+	"operator.istio.io/version":                    "of Istio's operator, which is not here",
+	"istio.io/use-waypoint-namespace":              "of Istio's ambient mode, which is not here",
+}
+
+// TestLabelsAreComplete: every label that the API module knows for pods is in the table, so that none is ignored in silence when
+// the module is updated.
+func TestLabelsAreComplete(t *testing.T) {
+	for _, l := range label.AllResourceLabels() {
+		if (slices.Contains(l.Resources, label.Pod) || slices.Contains(l.Resources, label.Any)) && podLabels[l.Name] == "" {
+			t.Errorf("nobody has decided what injection does with the label %s (%s)", l.Name, l.Description)
 		}
 	}
 }

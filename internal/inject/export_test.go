@@ -13,3 +13,6 @@ func HasRule(name string) bool {
 
 // MergeContainer is how a user's part of a container is merged.
 var MergeContainer = mergeContainer
+
+// AgentVariables are the variables that proxyMetadata may set with an effect.
+var AgentVariables = agentVariables

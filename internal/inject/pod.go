@@ -52,6 +52,11 @@ func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.P
 	if note != "" {
 		warnings = append(warnings, diag.Problem{Code: diag.UnsupportedField, Severity: diag.Warning, Object: subject, Detail: note})
 	}
+	if !native && (w.kind == "Job" || w.kind == "CronJob") {
+		warnings = append(warnings, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
+			Detail: "the sidecar is an ordinary container and keeps running when the job's own container has ended, so the job does not complete by itself",
+			Hint:   "use a native sidecar, or let the job end with a POST to http://localhost:15020/quitquitquit"})
+	}
 	warnings = append(warnings, conflicts(pod, &settings, subject)...)
 
 	out := *pod

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"istio.io/api/annotation"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
@@ -32,6 +33,12 @@ type podSettings struct {
 	userMounts      []corev1.VolumeMount
 	overrides       *overrides // of the annotation
 	uid, gid        int64      // of the sidecar's container: the interception leaves them alone
+	imageType       string     // "distroless": ends the tag of an image that has no type of its own
+	ownImage        bool       // image is the pod's own, as a whole
+	bootstrap       string     // ConfigMap with what Envoy merges over its bootstrap
+	metadata        []corev1.EnvVar
+	statsFlush      time.Duration
+	statsEviction   time.Duration
 
 	ownResources map[string]string // the four resource annotations, checked together at the end
 	notes        []note
@@ -83,7 +90,8 @@ func (c *Config) settingsOf(pod *corev1.Pod, subject ref.Ref) (s podSettings, wa
 			names = append(names, name)
 		}
 	}
-	if len(names) == 0 {
+	c.mergeProxyConfigs(&s, pod)
+	if len(names) == 0 && s.proxy == c.pod.proxy {
 		return s, nil, nil
 	}
 	slices.Sort(names)
@@ -103,12 +111,20 @@ func (c *Config) settingsOf(pod *corev1.Pod, subject ref.Ref) (s podSettings, wa
 			refused = append(refused, invalidAnnotation(subject, name, s.ownResources[name], err))
 		}
 	}
+	if err := s.checkStatsIntervals(); err != nil {
+		name := annotation.SidecarStatsEvictionInterval.Name
+		refused = append(refused, invalidAnnotation(subject, name, pod.Annotations[name], err))
+	}
+	s.useBootstrap()
+	if !s.ownImage {
+		s.image = c.typed(c.baseImage, s.imageType)
+	}
 	for _, n := range s.notes {
 		p := annotationProblem(subject, n.annotation, diag.UnsupportedField, diag.Warning)
 		p.Detail = n.detail
 		warnings = append(warnings, p)
 	}
-	if s.proxy != c.pod.proxy {
+	if pod.Annotations[annotation.ProxyConfig.Name] != "" && s.proxy != c.pod.proxy {
 		warnings = append(warnings, s.proxyConfigWarnings(subject)...)
 	}
 	if refused != nil {

@@ -22,8 +22,26 @@ var carriedOut = map[string]bool{
 	"concurrency":                     true,
 	"drainDuration":                   true,
 	"terminationDrainDuration":        true,
+	"fileFlushInterval":               true,
+	"fileFlushMinSizeKb":              true,
+	"proxyStatsMatcher":               true,
+	"runtimeValues":                   true,
+	"proxyMetadata":                   false,
+	"image":                           false,
 	"holdApplicationUntilProxyStarts": false,
 	"meshId":                          false,
+}
+
+// agentVariables are the environment variables that the agent reads besides ISTIO_META_NAME and ISTIO_METAJSON_NAME, and those of
+// Go's runtime. A test asks the agent itself.
+var agentVariables = []string{
+	"POD_NAME", "POD_NAMESPACE", "INSTANCE_IP", "HOST_IP", "SERVICE_ACCOUNT", "PROXY_CONFIG", "CA_ADDR", "ISTIOD_SAN", "TRUST_DOMAIN", "ISTIO_CPU_LIMIT",
+	"ISTIO_KUBE_APP_PROBERS", "ISTIO_PROMETHEUS_ANNOTATIONS", "ISTIO_BOOTSTRAP_OVERRIDE", "EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "MINIMUM_DRAIN_DURATION",
+	"SECRET_TTL", "SECRET_GRACE_PERIOD_RATIO", "GOMEMLIMIT", "GOMAXPROCS", "GOGC", "GODEBUG",
+}
+
+func agentReads(name string) bool {
+	return slices.Contains(agentVariables, name) || strings.HasPrefix(name, "ISTIO_META_") || strings.HasPrefix(name, "ISTIO_METAJSON_")
 }
 
 // asInstalled are fields that Istio's charts write out with the only value that they can have here: no Problem.
@@ -149,16 +167,18 @@ func compactProto(m proto.Message) string {
 func notCarriedOut(pc *meshv1alpha1.ProxyConfig) (names []string) {
 	pc.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		name := f.JSONName()
+		if name == "proxyMetadata" {
+			for key := range pc.GetProxyMetadata() {
+				if !agentReads(key) {
+					names = append(names, "proxyMetadata."+key)
+				}
+			}
+			return true
+		}
 		if _, ok := carriedOut[name]; ok {
 			return true
 		}
 		if usual, ok := asInstalled[name]; ok && sameScalar(f, v, usual) {
-			return true
-		}
-		if name == "proxyMetadata" {
-			for key := range pc.GetProxyMetadata() {
-				names = append(names, "proxyMetadata."+key)
-			}
 			return true
 		}
 		names = append(names, name)

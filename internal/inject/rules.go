@@ -9,6 +9,7 @@ import (
 
 	"istio.io/api/annotation"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // rules says for every annotation that Istio knows on pods what injection does with it; a test fails when istio.io/api
@@ -42,6 +43,16 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.ProxyConfig.Name:                  {set: setProxyConfig},
 		annotation.ProxyOverrides.Name:               {set: setOverrides},
 		annotation.SidecarStatusPort.Name:            {set: setStatusPort},
+		annotation.SidecarBootstrapOverride.Name:     {set: setBootstrap},
+		annotation.SidecarProxyImageType.Name:        {set: setImageType},
+
+		// The agent reads these of the pod's annotations.
+		annotation.SidecarStatsInclusionPrefixes.Name: {set: setStatNames},
+		annotation.SidecarStatsInclusionSuffixes.Name: {set: setStatNames},
+		annotation.SidecarStatsInclusionRegexps.Name:  {set: setStatRegexps},
+		annotation.SidecarStatsHistogramBuckets.Name:  {set: setHistogramBuckets},
+		annotation.SidecarStatsFlushInterval.Name:     {set: setStatsFlush},
+		annotation.SidecarStatsEvictionInterval.Name:  {set: setStatsEviction},
 
 		annotation.SidecarStatusReadinessFailureThreshold.Name:    {set: setSeconds(1, func(s *podSettings) *int32 { return &s.readiness.failureThreshold })},
 		annotation.SidecarStatusReadinessInitialDelaySeconds.Name: {set: setSeconds(0, func(s *podSettings) *int32 { return &s.readiness.initialDelay })},
@@ -57,27 +68,19 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.SidecarTrafficExcludeInterfaces.Name:    {set: setParsed(parseInterfaces, func(s *podSettings) *string { return &s.capture.excludeInterfaces })},
 		annotation.IoIstioRerouteVirtualInterfaces.Name:    {set: setParsed(parseInterfaces, func(s *podSettings) *string { return &s.capture.rerouteInterfaces })},
 		annotation.SidecarTrafficKubevirtInterfaces.Name:   {set: setKubevirtInterfaces},
-		annotation.SidecarBootstrapOverride.Name:           {missing: "a bootstrap of one's own is not carried out yet", refuse: true},
 
-		annotation.SidecarProxyImageType.Name:                  {missing: "there is one type of proxy image: it has no effect"},
 		annotation.SidecarDiscoveryAddress.Name:                {missing: "it is deprecated and has no effect: set discoveryAddress in the annotation " + annotation.ProxyConfig.Name},
 		annotation.SidecarStatusReadinessApplicationPorts.Name: {missing: "readiness does not wait for single ports: it has no effect"},
 		annotation.SidecarExtraStatTags.Name:                   {missing: statsMissing},
 		annotation.SidecarStatsCompression.Name:                {missing: statsMissing},
-		annotation.SidecarStatsEvictionInterval.Name:           {missing: statsMissing},
-		annotation.SidecarStatsFlushInterval.Name:              {missing: statsMissing},
 		annotation.SidecarStatsHistogramBins.Name:              {missing: statsMissing},
-		annotation.SidecarStatsHistogramBuckets.Name:           {missing: statsMissing},
-		annotation.SidecarStatsInclusionPrefixes.Name:          {missing: statsMissing},
-		annotation.SidecarStatsInclusionRegexps.Name:           {missing: statsMissing},
-		annotation.SidecarStatsInclusionSuffixes.Name:          {missing: statsMissing},
 		annotation.AmbientBypassInboundCapture.Name:            {missing: ambientMissing},
 		annotation.AmbientDnsCapture.Name:                      {missing: ambientMissing},
 	}
 }
 
 const (
-	statsMissing   = "changing Envoy's statistics is not carried out yet: it has no effect"
+	statsMissing   = "it concerns the standard metrics, which this version makes in another way: it has no effect"
 	ambientMissing = "there is no ambient mode here: it has no effect"
 )
 
@@ -196,7 +199,13 @@ func setProxyConfig(s *podSettings, value string) error {
 
 // useProxyConfig takes a checked ProxyConfig and what injection itself does with it.
 func (s *podSettings) useProxyConfig(pc *meshv1alpha1.ProxyConfig) {
-	s.proxy, s.proxyEnv = pc, proxyConfigEnv(pc)
+	s.proxy, s.proxyEnv, s.metadata = pc, proxyConfigEnv(pc), nil
+	for _, name := range sortedKeys(pc.GetProxyMetadata()) {
+		s.metadata = append(s.metadata, corev1.EnvVar{Name: name, Value: pc.GetProxyMetadata()[name]})
+	}
+	if kind := pc.GetImage().GetImageType(); kind != "" {
+		s.imageType = kind
+	}
 	if h := pc.GetHoldApplicationUntilProxyStarts(); h != nil {
 		s.hold = h.GetValue()
 	}

@@ -2,11 +2,14 @@ package inject
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 
 	"istio.io/api/annotation"
+	"istio.io/api/label"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -101,10 +104,10 @@ func (c *Config) initContainer(s *podSettings) corev1.Container {
 
 // initImageFor follows the pod's own image when the mesh has one image for both.
 func (c *Config) initImageFor(s *podSettings) string {
-	if c.initImage == c.pod.image {
+	if c.baseInit == c.baseImage {
 		return s.image
 	}
-	return c.initImage
+	return c.typed(c.baseInit, s.imageType)
 }
 
 // proxyContainer is the sidecar; native says that it is an init container that keeps running.
@@ -204,14 +207,42 @@ func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, ports, probers
 		{Name: "ISTIO_META_APP_CONTAINERS", Value: containerNames(pod.Spec.Containers)},
 		{Name: "ISTIO_META_POD_PORTS", Value: ports},
 	}
+	for _, limit := range []struct {
+		resource corev1.ResourceName
+		variable string
+		source   *corev1.EnvVarSource
+	}{{corev1.ResourceCPU, "ISTIO_CPU_LIMIT", cpuLimit}, {corev1.ResourceMemory, "GOMEMLIMIT", memoryLimit}} {
+		if _, limited := s.resources.Limits[limit.resource]; limited { // without one the kubelet would give the node's
+			env = append(env, corev1.EnvVar{Name: limit.variable, ValueFrom: limit.source})
+		}
+	}
+	if network := first(pod.Labels[label.TopologyNetwork.Name], c.network); network != "" {
+		env = append(env, corev1.EnvVar{Name: "ISTIO_META_NETWORK", Value: network})
+	}
+	if s.bootstrap != "" {
+		env = append(env, corev1.EnvVar{Name: "ISTIO_BOOTSTRAP_OVERRIDE", Value: bootstrapFolder + "/" + bootstrapKey})
+	}
 	if probers != "" {
 		env = append(env, corev1.EnvVar{Name: probersEnv, Value: literal(probers)})
 	}
 	if app := appMetrics(pod, s); app != "" {
 		env = append(env, corev1.EnvVar{Name: "ISTIO_PROMETHEUS_ANNOTATIONS", Value: literal(app)})
 	}
+	for _, user := range s.metadata { // proxyMetadata: the user's win
+		if i := slices.IndexFunc(env, func(e corev1.EnvVar) bool { return e.Name == user.Name }); i >= 0 {
+			env[i] = user
+		} else {
+			env = append(env, user)
+		}
+	}
 	return env
 }
+
+// The limits of the sidecar's own container, by which Envoy gets its threads and the agent keeps its memory.
+var (
+	cpuLimit    = &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.cpu", Divisor: resource.MustParse("1")}}
+	memoryLimit = &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.memory", Divisor: resource.MustParse("1")}}
+)
 
 // literal keeps the kubelet from expanding $(NAME) in what a user wrote: in the value of a variable, $$ stands for $.
 func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/api/validation"
+	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -137,8 +138,63 @@ func setImage(s *podSettings, value string) error {
 	if !imageReference.MatchString(value) || len(value) > 512 {
 		return errors.New("it is no image reference")
 	}
-	s.image = value
+	s.image, s.ownImage = value, true
 	return nil
+}
+
+var imageType = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
+
+func setImageType(s *podSettings, value string) error {
+	if !imageType.MatchString(value) {
+		return errors.New("use a type such as distroless, debug or default")
+	}
+	s.imageType = value
+	return nil
+}
+
+// typed is an image of the values with a type at the end of its tag, in place of one of the two that Istio publishes. "default" is
+// none. A full reference of the values is taken as it is.
+func (c *Config) typed(base image, kind string) string {
+	if kind == "" || !base.named {
+		return base.reference
+	}
+	tagged := base.reference
+	for _, known := range []string{"-distroless", "-debug"} {
+		if cut, found := strings.CutSuffix(tagged, known); found {
+			tagged = cut
+			break
+		}
+	}
+	if kind == "default" {
+		return tagged
+	}
+	return tagged + "-" + kind
+}
+
+// setBootstrap takes the name of a ConfigMap in the pod's namespace.
+func setBootstrap(s *podSettings, value string) error {
+	if errs := validation.NameIsDNSSubdomain(value, false); len(errs) > 0 {
+		return fmt.Errorf("it is no name of a ConfigMap: %s", errs[0])
+	}
+	s.bootstrap = value
+	return nil
+}
+
+// Where the agent finds what Envoy merges over its bootstrap. The names are Istio's: people's ConfigMaps have that key.
+const (
+	bootstrapVolume = "custom-bootstrap-volume"
+	bootstrapFolder = "/etc/istio/custom-bootstrap"
+	bootstrapKey    = "custom_bootstrap.json"
+)
+
+// useBootstrap adds the volume of the pod's own bootstrap.
+func (s *podSettings) useBootstrap() {
+	if s.bootstrap == "" {
+		return
+	}
+	s.userMounts = append(s.userMounts[:len(s.userMounts):len(s.userMounts)], corev1.VolumeMount{Name: bootstrapVolume, MountPath: bootstrapFolder})
+	s.userVolumes = append(s.userVolumes[:len(s.userVolumes):len(s.userVolumes)], corev1.Volume{Name: bootstrapVolume,
+		VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: s.bootstrap}}}})
 }
 
 // setResource notes one of the four resource annotations. Once a pod has one of them, they alone count, as in Istio.
@@ -264,10 +320,50 @@ func checkProxyConfig(pc *meshv1alpha1.ProxyConfig) error {
 	if err := checkDuration("terminationDrainDuration", pc.GetTerminationDrainDuration()); err != nil {
 		return err
 	}
+	if err := checkDuration("fileFlushInterval", pc.GetFileFlushInterval()); err != nil {
+		return err
+	}
+	if n := pc.GetFileFlushMinSizeKb(); n > 65535 {
+		return fmt.Errorf("fileFlushMinSizeKb: %d is above 65535", n)
+	}
+	if m := pc.GetProxyStatsMatcher(); m != nil {
+		if err := errors.Join(checkStatNames(m.GetInclusionPrefixes()), checkStatNames(m.GetInclusionSuffixes()), checkStatRegexps(m.GetInclusionRegexps())); err != nil {
+			return fmt.Errorf("proxyStatsMatcher: %w", err)
+		}
+	}
+	if kind := pc.GetImage().GetImageType(); kind != "" && !imageType.MatchString(kind) {
+		return fmt.Errorf("image.imageType: %q is no type such as distroless", kind)
+	}
+	if err := checkProxyMetadata(pc.GetProxyMetadata()); err != nil {
+		return err
+	}
 	if pc.GetInterceptionMode() != meshv1alpha1.ProxyConfig_REDIRECT {
 		return fmt.Errorf("interceptionMode: this version intercepts by REDIRECT only, not by %s", pc.GetInterceptionMode())
 	}
 	return nil
+}
+
+// checkProxyMetadata looks at what become environment variables of the sidecar.
+func checkProxyMetadata(m map[string]string) error {
+	for _, name := range sortedKeys(m) {
+		if errs := utilvalidation.IsEnvVarName(name); len(errs) > 0 {
+			return fmt.Errorf("proxyMetadata: %q is no name of an environment variable", name)
+		}
+		if strings.ContainsRune(m[name], 0) {
+			return fmt.Errorf("proxyMetadata.%s: it has a zero byte", name)
+		}
+	}
+	if capturesDNS(m) {
+		return errors.New("proxyMetadata." + dnsCapture + ": DNS capture is not carried out yet, and DNS sent to nobody would be an outage: set it to \"false\"")
+	}
+	return nil
+}
+
+const dnsCapture = "ISTIO_META_DNS_CAPTURE"
+
+func capturesDNS(metadata map[string]string) bool {
+	on, err := strconv.ParseBool(metadata[dnsCapture])
+	return err == nil && on
 }
 
 func checkDuration(field string, d *durationpb.Duration) error {

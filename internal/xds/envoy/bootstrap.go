@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strconv"
 	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
@@ -47,6 +48,8 @@ type BootstrapConfig struct {
 	// MaxConnections bounds the connections that clients may hold open, over all listeners; 0 is no bound but the memory.
 	MaxConnections int64
 	Stats          StatsConfig
+	// Runtime are values of Envoy's runtime, by name; a number and a boolean are understood as such.
+	Runtime map[string]string
 }
 
 // Locality is where the proxy runs.
@@ -94,6 +97,13 @@ func Bootstrap(c BootstrapConfig) (*bootstrapv3.Bootstrap, error) {
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
 		ClusterManager:      &bootstrapv3.ClusterManager{EnableDeferredClusterCreation: true},
 	}
+	if c.Stats.FlushInterval > 0 {
+		b.StatsFlush, b.StatsFlushInterval = nil, duration(c.Stats.FlushInterval)
+	}
+	if c.Stats.EvictionInterval > 0 {
+		b.StatsEviction = &bootstrapv3.Bootstrap_StatsEvictionInterval{StatsEvictionInterval: duration(c.Stats.EvictionInterval)}
+	}
+	b.LayeredRuntime = runtimeLayers(c.Runtime)
 	if err := b.ValidateAll(); err != nil {
 		return nil, fmt.Errorf("build bootstrap: %w", err)
 	}
@@ -113,6 +123,9 @@ func (c BootstrapConfig) check() error {
 			return fmt.Errorf("socket path %s has %d bytes; a Unix socket's path has at most %d", path, len(path), maxSocketPath)
 		}
 	}
+	if err := c.Stats.check(); err != nil {
+		return err
+	}
 	if c.MaxConnections < 0 {
 		return fmt.Errorf("MaxConnections is %d", c.MaxConnections)
 	}
@@ -123,6 +136,27 @@ func (c BootstrapConfig) check() error {
 		return errors.New("AdminPort and PrometheusPort are the same")
 	}
 	return nil
+}
+
+// runtimeLayers are a layer for the values, nil without any, and above it one that the admin interface can change.
+func runtimeLayers(values map[string]string) *bootstrapv3.LayeredRuntime {
+	if len(values) == 0 {
+		return nil
+	}
+	layer := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+	for name, text := range values {
+		value := structpb.NewStringValue(text)
+		if n, err := strconv.ParseFloat(text, 64); err == nil && !math.IsNaN(n) && !math.IsInf(n, 0) {
+			value = structpb.NewNumberValue(n)
+		} else if text == "true" || text == "false" {
+			value = structpb.NewBoolValue(text == "true")
+		}
+		layer.Fields[name] = value
+	}
+	return &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{
+		{Name: "proxy_config", LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: layer}},
+		{Name: "admin", LayerSpecifier: &bootstrapv3.RuntimeLayer_AdminLayer_{AdminLayer: &bootstrapv3.RuntimeLayer_AdminLayer{}}},
+	}}
 }
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})

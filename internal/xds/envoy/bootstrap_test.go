@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -30,6 +31,12 @@ func TestEnvoyTakesTheBootstrap(t *testing.T) {
 		"own ports": func(c *envoy.BootstrapConfig) { c.AdminPort, c.PrometheusPort = 25000, 25090 },
 		"statistics": func(c *envoy.BootstrapConfig) {
 			c.Stats = envoy.StatsConfig{Prefixes: []string{"dns."}, Suffixes: []string{".upstream_rq_time"}, Regexps: []string{`listener\..*`}}
+		},
+		"intervals and buckets": func(c *envoy.BootstrapConfig) {
+			c.Stats = envoy.StatsConfig{FlushInterval: 5 * time.Second, EvictionInterval: time.Minute, Buckets: map[string][]float64{"cluster": {1, 2.5}, "http": {10}}}
+		},
+		"runtime": func(c *envoy.BootstrapConfig) {
+			c.Runtime = map[string]string{"overload.global_downstream_max_connections": "1000", "envoy.reloadable_features.no_extension_lookup_by_name": "true", "a.b": "text"}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -63,6 +70,8 @@ func TestAFaultyBootstrapIsNamed(t *testing.T) {
 		"a Unix socket's path has at most": func(c *envoy.BootstrapConfig) { c.XDSSocket = "/" + strings.Repeat("x", 107) },
 		"a port is at most 65535":          func(c *envoy.BootstrapConfig) { c.AdminPort = 70000 },
 		"are the same":                     func(c *envoy.BootstrapConfig) { c.PrometheusPort = 15000 },
+		"no multiple of the flush":         func(c *envoy.BootstrapConfig) { c.Stats.FlushInterval, c.Stats.EvictionInterval = 5e9, 7e9 },
+		"want whole milliseconds":          func(c *envoy.BootstrapConfig) { c.Stats.FlushInterval = time.Hour },
 		"MaxConnections is -1":             func(c *envoy.BootstrapConfig) { c.MaxConnections = -1 },
 		"node metadata":                    func(c *envoy.BootstrapConfig) { c.Metadata = map[string]any{"X": make(chan int)} },
 	} {

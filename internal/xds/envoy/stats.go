@@ -1,6 +1,11 @@
 package envoy
 
 import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
 	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -10,6 +15,23 @@ import (
 // Names are Envoy's full ones, such as cluster.outbound|80||web.shop.svc.cluster.local;.upstream_rq_total.
 type StatsConfig struct {
 	Prefixes, Suffixes, Regexps []string
+
+	// FlushInterval is how often statistics are put together for sinks; 0 is only when someone asks. EvictionInterval, a multiple of
+	// it, is how long a series may stay unused; 0 is for ever.
+	FlushInterval, EvictionInterval time.Duration
+	// Buckets are the upper bounds of histograms, by the prefix of their names.
+	Buckets map[string][]float64
+}
+
+// check says what Envoy would refuse.
+func (s StatsConfig) check() error {
+	if s.FlushInterval < 0 || s.FlushInterval >= 5*time.Minute || s.FlushInterval%time.Millisecond != 0 {
+		return fmt.Errorf("stats flush interval %s: want whole milliseconds, less than 5m", s.FlushInterval)
+	}
+	if s.EvictionInterval != 0 && (s.FlushInterval == 0 || s.EvictionInterval < 0 || s.EvictionInterval%s.FlushInterval != 0) {
+		return fmt.Errorf("stats eviction interval %s is no multiple of the flush interval %s", s.EvictionInterval, s.FlushInterval)
+	}
+	return nil
 }
 
 // StatName ends the name of a cluster or the prefix of a filter inside the name of a statistic, so that the tags below find
@@ -69,6 +91,11 @@ func (s StatsConfig) config() *metricsv3.StatsConfig {
 	config := &metricsv3.StatsConfig{
 		UseAllDefaultTags: wrapperspb.Bool(false),
 		StatsMatcher:      &metricsv3.StatsMatcher{StatsMatcher: &metricsv3.StatsMatcher_InclusionList{InclusionList: &keep}},
+	}
+	for _, prefix := range slices.Sorted(maps.Keys(s.Buckets)) {
+		config.HistogramBucketSettings = append(config.HistogramBucketSettings, &metricsv3.HistogramBucketSettings{
+			Match: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}}, Buckets: s.Buckets[prefix],
+		})
 	}
 	for _, t := range tags {
 		config.StatsTags = append(config.StatsTags, &metricsv3.TagSpecifier{
