@@ -104,6 +104,9 @@ func (e *kubeconfigError) Error() string {
 	case e.isEmpty():
 		return fmt.Sprintf("no cluster is configured: set KUBECONFIG or --kubeconfig, or make a lab on this machine with `%s up`", e.program)
 	}
+	if text := e.err.Error(); strings.HasSuffix(text, ": "+fs.ErrPermission.Error()) { // the client library keeps only the text
+		return fmt.Sprintf("the kubeconfig may not be read: %s; run this as its owner, or give a copy with --kubeconfig", text)
+	}
 	return fmt.Sprintf("the kubeconfig cannot be used: %s; `kubectl config view` shows it", strings.TrimPrefix(e.err.Error(), "invalid configuration: "))
 }
 

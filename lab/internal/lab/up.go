@@ -26,11 +26,17 @@ const DefaultKubernetes = "1.37.2"
 // ends, a lab that it began is ended again; its logs stay.
 func Up(ctx context.Context, cfg Config) (*state.Dir, error) {
 	dir, err := state.Open(cfg.Dir)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, &fault.Fault{Problem: "cannot read lab " + cfg.Dir, Cause: err, Next: "choose another folder with --dir, or run it with sudo"}
+	}
 	if err != nil {
 		return nil, &fault.Fault{Problem: "cannot read lab " + cfg.Dir, Cause: err, Next: cfg.Program + " down --dir " + cfg.Dir}
 	}
 	_, statErr := os.Stat(dir.Path())
 	if err := prepareDir(dir); err != nil {
+		if errors.Is(statErr, fs.ErrNotExist) { // leave nothing behind; what cannot be made cannot be removed either
+			_ = removeFiles(dir)
+		}
 		return nil, err
 	}
 	unlock, err := lock(dir)
@@ -231,17 +237,17 @@ func prepareDir(dir *state.Dir) error {
 				"folder %s holds other things than a lab (%s)", shown, e.Name())
 		}
 	}
-	probe := dir.File(lockFile)
-	f, err := os.OpenFile(probe, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return &fault.Fault{Problem: "cannot write into folder " + shown, Cause: err, Next: "choose another with --dir, or run it with sudo"}
-	}
-	f.Close()
 	var s unix.Statfs_t
 	const want = 2 << 30
 	if err := unix.Statfs(dir.Path(), &s); err == nil && s.Bavail*uint64(s.Bsize) < want {
 		return fault.New("make room, or choose another file system with --dir",
 			"the file system of %s has %d MiB free, and a lab wants 2048", shown, s.Bavail*uint64(s.Bsize)>>20)
 	}
+	probe := dir.File(lockFile)
+	f, err := os.OpenFile(probe, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return &fault.Fault{Problem: "cannot write into folder " + shown, Cause: err, Next: "choose another with --dir, or run it with sudo"}
+	}
+	f.Close()
 	return nil
 }
