@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"kube":        {"diag", "index", "ref"},
 	"inject":      {"diag", "ref", "version"},
 	"webhook":     {"diag", "inject", "ref"},
+	"podwatch":    {"inject"},
 	"admission":   {"diag", "ref"},
 	"pki":         {},
 	"ca":          {"diag", "pki", "ref"},

@@ -5,9 +5,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/inject"
@@ -50,8 +52,11 @@ func TestSidecarsAreOfTheControlPlanesCluster(t *testing.T) {
 		{id: "east", values: `{"global":{"multiCluster":{"clusterName":"west"}}}`, want: "west", reported: true},
 	} {
 		log := slog.New(slog.DiscardHandler)
-		i := &injection{cluster: fake.NewClientset(), options: options{clusterID: c.id}, log: log, problems: problemLog{log: log}}
-		i.use("", "", c.values)
+		i, err := newInjection(fake.NewClientset(), options{clusterID: c.id}, record.NewFakeRecorder(1), prometheus.NewRegistry(), log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.use(documents{values: c.values}, nil)
 		if i.config() == nil {
 			t.Fatalf("%+v: the configuration was not taken", c)
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/kube"
 	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/podwatch"
 	"github.com/selvage-mesh/selvage/internal/reconcile"
 	"github.com/selvage-mesh/selvage/internal/translate"
 	"github.com/selvage-mesh/selvage/internal/version"
@@ -82,13 +83,23 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	injection := &injection{cluster: client, options: o, log: log, problems: problemLog{log: log}}
+	recorder, stopEvents := newRecorder(client, o)
+	defer stopEvents()
+	injection, err := newInjection(client, o, recorder, metrics, log)
+	if err != nil {
+		return err
+	}
 	admission, err := webhook.New(webhook.Config{Config: injection.config, Registerer: metrics, Log: log})
 	if err != nil {
 		return err
 	}
-	recorder, stopEvents := events(client, o)
-	defer stopEvents()
+	watcher, err := podwatch.New(podwatch.Config{
+		Kubernetes: client, Revision: o.revision, Injector: injection.config, Events: recorder, Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	injection.changed = watcher.Recheck
 	webhooks, err := reconcile.NewWebhooks(reconcile.WebhooksConfig{
 		Kubernetes: client, Revision: o.revision, Roots: authority, Events: recorder, Registerer: metrics, Log: log,
 	})
@@ -122,7 +133,13 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			return kube.Lead(ctx, kube.LeadConfig{Kubernetes: client, Namespace: o.namespace, Lease: lease, Identity: replica, Log: log}, run)
 		})
 	}
-	lead(inject.ObjectName("selvage-webhooks", o.revision), webhooks.Run)
+	lead(inject.ObjectName("selvage-webhooks", o.revision), func(ctx context.Context) error {
+		work, ctx := errgroup.WithContext(ctx)
+		work.Go(func() error { return webhooks.Run(ctx) })
+		work.Go(func() error { return watcher.Run(ctx) })
+		work.Go(func() error { return injection.lead(ctx) })
+		return work.Wait()
+	})
 	lead("selvage-roots", roots.Run)
 	err = work.Wait()
 	log.Info("stopped")
@@ -154,8 +171,8 @@ func clients(o options) (kubernetes.Interface, istioclient.Interface, error) {
 	return client, istio, nil
 }
 
-// events tells people about objects; they stand in "kubectl describe".
-func events(client kubernetes.Interface, o options) (recorder record.EventRecorder, stop func()) {
+// newRecorder tells people about objects; they stand in "kubectl describe".
+func newRecorder(client kubernetes.Interface, o options) (recorder record.EventRecorder, stop func()) {
 	broadcaster := record.NewBroadcaster()
 	broadcaster.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	source := corev1.EventSource{Component: inject.ObjectName("istiod", o.revision)}

@@ -39,6 +39,37 @@ var Reasons = []Reason{
 	UnknownRevision, NoDefaultRevision, NoInjector, UnknownOptValue, AnnotationOnly, NotMatched, Missed,
 }
 
+// Advice is the next step for a pod without a sidecar, as a sentence with its full stop; "" where there is none to take.
+func (r Reason) Advice() string {
+	switch r {
+	case Missed:
+		return "Create its pods anew, such as by kubectl rollout restart."
+	case UnknownRevision:
+		return "Name a revision or tag that is installed, or install that one, and create the pods anew."
+	case NoDefaultRevision:
+		return "Name a revision by the label istio.io/rev, or install one with --set-default, and create the pods anew."
+	case NoInjector:
+		return "Run selvage install, and create the pods anew."
+	case UnknownOptValue:
+		return "Write \"true\" or \"false\"."
+	case AnnotationOnly:
+		return "Write the label sidecar.istio.io/inject: \"true\" into the pod template."
+	case HostNetwork:
+		return "Run it without hostNetwork, or say sidecar.istio.io/inject: \"false\" by a label of the pod template."
+	case IgnoredNamespace, OtherSystem:
+		return "Say sidecar.istio.io/inject: \"false\" by a label of the pod template, or run it elsewhere."
+	case NamespaceDisabled:
+		return "Take the label istio-injection off the namespace, or set it to enabled, and create the pods anew."
+	case NeverSelector, PolicyDisabled:
+		return "Write the label sidecar.istio.io/inject: \"true\" into the pod template if it should have one."
+	case NotMatched:
+		return "Look at the selectors of the MutatingWebhookConfiguration: selvage install sets them back."
+	case NotSelected:
+		return "Label the namespace istio-injection=enabled, or the pod sidecar.istio.io/inject: \"true\", if it should have one."
+	}
+	return ""
+}
+
 // Admission knows what a cluster does to a pod at its creation: which webhooks the API server would call, and what the
 // revisions behind them would decide. It is immutable and may be shared.
 type Admission struct {
@@ -79,6 +110,8 @@ type Expectation struct {
 	Revision, Tag string
 	// Asks says which label or annotation asks for a sidecar, as a phrase; "" when none does, or the pod itself says no.
 	Asks string
+	// AsksItself is set where the pod says so and not only its namespace.
+	AsksItself bool
 	// Warnings are what is wrong with the labels, whether or not it mattered here.
 	Warnings []diag.Problem
 }
@@ -93,7 +126,7 @@ func NewAdmission(webhooks []admissionv1.MutatingWebhookConfiguration, configs m
 	slices.SortStableFunc(sorted, func(x, y admissionv1.MutatingWebhookConfiguration) int { return cmp.Compare(x.Name, y.Name) })
 	for i := range sorted {
 		for j := range sorted[i].Webhooks {
-			if w := &sorted[i].Webhooks[j]; strings.HasSuffix(w.Name, webhookSuffix) {
+			if w := &sorted[i].Webhooks[j]; strings.HasSuffix(w.Name, WebhookSuffix) {
 				a.add(&sorted[i], w)
 			}
 		}
@@ -164,7 +197,7 @@ func (a *Admission) Expect(ns *corev1.Namespace, pod *corev1.Pod) Expectation {
 		moved.Namespace = ns.Name
 		pod = &moved
 	}
-	e := Expectation{Asks: asks(ns, pod)}
+	e := Expectation{Asks: asks(ns, pod), AsksItself: asks(&corev1.Namespace{}, pod) != ""}
 	e.Warnings = a.labelProblems(ns, pod)
 	selected := a.selected(ns, pod)
 	if len(selected) == 0 {

@@ -25,8 +25,8 @@ const (
 	AutoWebhook              = "auto.sidecar-injector.istio.io" // only with enableNamespacesByDefault
 )
 
-// webhookSuffix is the end of every injecting entry's name, Istio's too.
-const webhookSuffix = "sidecar-injector.istio.io"
+// WebhookSuffix is the end of every injecting entry's name, Istio's too.
+const WebhookSuffix = "sidecar-injector.istio.io"
 
 // Endpoint is where the API server finds the webhook: URL when it is set, otherwise the Service.
 type Endpoint struct {

@@ -30,6 +30,8 @@ var clusterGrants = []grant{
 	{"the mesh's root in a new namespace", "core", "configmaps", "", "create"},
 	{"who is calling: proxies that want a certificate or configuration", "authentication.k8s.io", "tokenreviews", "", "create"},
 	{"may that caller read the debug pages", "authorization.k8s.io", "subjectaccessreviews", "", "create"},
+	{"whose pods have no sidecar", "apps", "replicasets", "", "get"},
+	{"whose pods have no sidecar", "batch", "jobs", "", "get"},
 	{"say on the object itself what is wrong with it", "core", "events", "", "create patch"},
 }
 
