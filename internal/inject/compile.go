@@ -30,7 +30,7 @@ func (c *compiler) images() {
 	}
 	for i, name := range g.ImagePullSecrets {
 		if errs := validation.IsDNS1123Subdomain(name); len(errs) > 0 {
-			c.report(diag.Error, indexed("values.global.imagePullSecrets", i), fmt.Sprintf("%q is no name of a Secret", name), "")
+			c.report(diag.Warning, indexed("values.global.imagePullSecrets", i), fmt.Sprintf("%q is no name that a Secret can have", name), "")
 		}
 		c.config.secrets = append(c.config.secrets, corev1.LocalObjectReference{Name: name})
 	}
@@ -113,6 +113,9 @@ func (c *compiler) probes(p Proxy) {
 			r.off = true
 		case agentPort, readinessPort:
 		default:
+			if !c.config.templates.typed {
+				return
+			}
 			c.report(diag.Warning, "values.global.proxy.statusPort", fmt.Sprintf("port %d has no effect: the sidecar's readiness is always on %d, its metrics on %d", *p.StatusPort, readinessPort, agentPort), "")
 		}
 	}
@@ -140,6 +143,22 @@ func (c *compiler) mesh() {
 		c.config.pod.proxy = &meshv1alpha1.ProxyConfig{}
 		return
 	}
+	if c.config.templates.typed {
+		c.agentsMesh()
+		m = c.config.settings.Mesh
+	}
+	if errs := validation.IsDNS1123Subdomain(m.GetTrustDomain()); len(errs) > 0 {
+		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.trustDomain", fmt.Sprintf("%q is no domain name", m.GetTrustDomain())))
+	}
+	c.config.pod.useProxyConfig(m.GetDefaultConfig())
+	c.config.pod.image = c.config.typed(c.config.baseImage, c.config.pod.imageType)
+	c.config.initImage = c.config.typed(c.config.baseInit, c.config.pod.imageType)
+	c.config.pod.mergeMetrics = m.GetEnablePrometheusMerge() == nil || m.GetEnablePrometheusMerge().GetValue()
+}
+
+// agentsMesh reports what our own agent cannot do, and takes DNS capture away.
+func (c *compiler) agentsMesh() {
+	m, v := c.settings.Mesh, c.settings.Values
 	if capturesDNS(m.GetDefaultConfig().GetProxyMetadata()) {
 		// The rest of the mesh works without it. A pod that asks for it itself is refused.
 		c.problems = append(c.problems, meshProblem(v, diag.Warning, diag.UnsupportedField, "mesh.defaultConfig.proxyMetadata."+dnsCapture, "DNS capture is not carried out yet: pods ask the cluster's DNS"))
@@ -153,13 +172,6 @@ func (c *compiler) mesh() {
 	for _, field := range notCarriedOut(m.GetDefaultConfig()) {
 		c.problems = append(c.problems, meshProblem(v, diag.Warning, diag.UnsupportedField, "mesh.defaultConfig."+field, "it is not carried out yet: it has no effect"))
 	}
-	if errs := validation.IsDNS1123Subdomain(m.GetTrustDomain()); len(errs) > 0 {
-		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.trustDomain", fmt.Sprintf("%q is no domain name", m.GetTrustDomain())))
-	}
-	c.config.pod.useProxyConfig(m.GetDefaultConfig())
-	c.config.pod.image = c.config.typed(c.config.baseImage, c.config.pod.imageType)
-	c.config.initImage = c.config.typed(c.config.baseInit, c.config.pod.imageType)
-	c.config.pod.mergeMetrics = m.GetEnablePrometheusMerge() == nil || m.GetEnablePrometheusMerge().GetValue()
 }
 
 // resources drops the quantities that are null.
@@ -196,19 +208,7 @@ func (c *compiler) resources(r *Resources) (out corev1.ResourceRequirements) {
 
 // unsupported reports what is switched on and not carried out. What would leave traffic outside the mesh is an error.
 func (c *compiler) unsupported() {
-	in, v := c.settings.Injector, c.settings.Values
-	for _, name := range sortedKeys(in.Templates) {
-		c.report(diag.Error, "config.templates."+name, "templates of one's own are not supported yet", "take the entry away: the template "+sidecarTemplate+" is built in")
-	}
-	for name := range in.Aliases {
-		c.report(diag.Error, "config.aliases", "aliases of templates are not supported yet: "+name, "take the entry away")
-		break
-	}
-	for _, name := range in.DefaultTemplates {
-		if name != sidecarTemplate {
-			c.report(diag.Error, "config.defaultTemplates", fmt.Sprintf("there is no template %q", name), "use "+sidecarTemplate)
-		}
-	}
+	v := c.settings.Values
 	if v.Pilot.CNI.Enabled {
 		c.report(diag.Error, "values.pilot.cni.enabled", "interception by a CNI plugin is not supported yet: pods would be left without interception", "set it to false")
 	}

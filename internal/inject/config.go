@@ -38,6 +38,10 @@ type Config struct {
 	podPolicy corev1.PullPolicy
 	secrets   []corev1.LocalObjectReference
 	seccomp   *corev1.SeccompProfile
+
+	templates *templateSet
+	document  map[string]any // the values as templates read them; shared, not to be changed
+	variant   string         // global.variant: the type of proxy images of Istio's
 }
 
 // nativeMode is the operator's wish about native sidecars: init containers with restartPolicy Always.
@@ -106,9 +110,14 @@ func (c *Config) ForCluster(cluster, network string) *Config {
 func (s Settings) Compile() (*Config, []diag.Problem) {
 	c := &compiler{settings: s, config: &Config{settings: s}}
 	c.decision()
+	c.templateSet()
 	c.images()
 	c.sidecar()
-	c.unsupported()
+	if c.config.templates.typed { // what another template does with the values is its own affair
+		c.unsupported()
+	}
+	c.values()
+	c.tryTemplates()
 	for _, p := range c.problems {
 		if p.Severity == diag.Error {
 			return nil, c.problems

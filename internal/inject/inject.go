@@ -13,6 +13,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -66,4 +67,19 @@ func Describe(p diag.Problem) string {
 		s += " (" + p.Hint + ")"
 	}
 	return s + " [" + string(p.Code) + "]"
+}
+
+// alsoRefused joins two reasons to refuse a pod; each is a *RefusedError or nil.
+func alsoRefused(list ...error) error {
+	var all RefusedError
+	for _, err := range list {
+		var refused *RefusedError
+		if errors.As(err, &refused) {
+			all.Problems = append(all.Problems, refused.Problems...)
+		}
+	}
+	if all.Problems == nil {
+		return nil
+	}
+	return &all
 }

@@ -134,8 +134,8 @@ func (o *overrides) apply(ours corev1.Container) corev1.Container {
 	return out
 }
 
-// annotationValue is the annotation for a pod whose containers had changes: inits names the init containers that injection adds. An
-// image that stands for ours is left out.
+// annotationValue is the annotation for a pod whose containers had changes: inits names the init containers that injection adds, in their
+// order. An image that stands for ours is left out.
 func (o *overrides) annotationValue(inits ...string) string {
 	var sorted overrides
 	for _, list := range [][]corev1.Container{o.Containers, o.InitContainers} {
@@ -148,6 +148,9 @@ func (o *overrides) annotationValue(inits ...string) string {
 			}
 		}
 	}
+	slices.SortStableFunc(sorted.InitContainers, func(a, b corev1.Container) int {
+		return slices.Index(inits, a.Name) - slices.Index(inits, b.Name)
+	})
 	data, err := json.Marshal(sorted)
 	if err != nil {
 		panic("encode overrides: " + err.Error()) // came from JSON

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
@@ -33,6 +34,8 @@ func ParseSettings(mesh, config, values []byte) (Settings, []diag.Problem) {
 	if err := yaml.Unmarshal(values, &s.Values); err != nil {
 		problems = append(problems, injectorProblem(s.Values, diag.Error, "values", "cannot read it: "+yamlError(err), ""))
 		s.Values = Default("").Values
+	} else if err := yaml.Unmarshal(values, &s.Document); err != nil {
+		problems = append(problems, injectorProblem(s.Values, diag.Error, "values", "cannot read it: "+yamlError(err), ""))
 	}
 	if s.Values.Revision == "" {
 		s.Values.Revision = DefaultRevision
@@ -51,6 +54,9 @@ func ParseSettings(mesh, config, values []byte) (Settings, []diag.Problem) {
 // injectorKeys are the keys of `config` in Istio's format. Legacy keys of older charts say nothing that we need.
 var injectorKeys = []string{"policy", "defaultTemplates", "neverInjectSelector", "alwaysInjectSelector", "injectedAnnotations", "templates", "aliases", "template", "rawTemplates"}
 
+// legacyTemplate is what Istio's charts write into the key template, for control planes that are older than the chart to fail on.
+const legacyTemplate = `"{{ Template_Version_And_Istio_Version_Mismatched_Check_Installation }}"`
+
 // unknownKeys warns of keys of `config` that nobody reads: a misspelt neverInjectSelector would inject what must not be.
 func unknownKeys(v Values, config []byte) (out []diag.Problem) {
 	var keys map[string]json.RawMessage
@@ -59,8 +65,8 @@ func unknownKeys(v Values, config []byte) (out []diag.Problem) {
 	}
 	for _, key := range sortedKeys(keys) {
 		switch {
-		case key == "template" || key == "rawTemplates":
-			out = append(out, injectorProblem(v, diag.Error, "config."+key, "templates of one's own are not supported yet", "take the key away: the template "+sidecarTemplate+" is built in"))
+		case (key == "template" || key == "rawTemplates") && !slices.Contains([]string{"null", `""`, "{}", legacyTemplate}, string(keys[key])):
+			out = append(out, injectorProblem(v, diag.Warning, "config."+key, "the key is of Istio before 1.10: it has no effect", "put the template under templates."+sidecarTemplate))
 		case !containsFold(injectorKeys, key):
 			out = append(out, injectorProblem(v, diag.Warning, "config."+key, "there is no such key: it has no effect", ""))
 		}

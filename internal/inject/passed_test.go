@@ -50,7 +50,7 @@ func TestWhatIsPassedIsRead(t *testing.T) {
 		pods = append(pods, generated(rand.New(rand.NewPCG(seed, 3))))
 	}
 	for _, pod := range pods {
-		for _, cfg := range generatedConfigs(t) {
+		for _, cfg := range generatedConfigs(t, asIs) {
 			out, _, err := inject.Pod(pod, cfg)
 			if err != nil {
 				t.Fatal(err)

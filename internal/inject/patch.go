@@ -22,6 +22,9 @@ func Patch(before, after *corev1.Pod) []Op {
 	if before == after {
 		return nil
 	}
+	if !ofTypedPath(before, after) {
+		return difference(before, after)
+	}
 	var p patch
 	p.strings("/metadata/labels", before.Labels, after.Labels)
 	p.strings("/metadata/annotations", before.Annotations, after.Annotations)

@@ -34,6 +34,14 @@ func subjectOf(pod *corev1.Pod) ref.Ref {
 
 // inject is Pod for a pod whose workload is known: offline, the object that has the template.
 func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.Pod, []diag.Problem, error) {
+	list, err := c.selectTemplates(pod, subject)
+	if err != nil {
+		_, warnings, more := c.settingsOf(pod, subject) // told together, so that all can be mended at once
+		return nil, warnings, alsoRefused(err, more)
+	}
+	if list != nil {
+		return c.byTemplates(pod, list, w, subject)
+	}
 	settings, warnings, err := c.settingsOf(pod, subject)
 	if err != nil {
 		return nil, warnings, err

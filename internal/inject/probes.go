@@ -47,11 +47,10 @@ func rewriteProbes(list []corev1.Container, first bool, probers map[string]*core
 			continue
 		}
 		for _, kind := range probeKinds {
-			probe := *kind.of(original)
-			if probe == nil || rewritten(probe) {
+			probe, path := *kind.of(original), appHealth+original.Name+"/"+kind.path
+			if probe == nil || rewritten(probe, path) {
 				continue
 			}
-			path := appHealth + original.Name + "/" + kind.path
 			agents, asked, err := toAgent(probe, path, original.Ports)
 			if err != nil {
 				warn(original, kind.field, fmt.Sprintf("the probe stays as it is and may fail in the mesh: %v", err), "")
@@ -114,7 +113,7 @@ func hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.Contain
 		return nil, nil
 	}
 	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: h.HTTPGet, TCPSocket: h.TCPSocket}}
-	if rewritten(probe) {
+	if rewritten(probe, path) {
 		return nil, nil
 	}
 	agent, asked, err := toAgent(probe, path, ports)
@@ -127,10 +126,8 @@ func hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.Contain
 	return &corev1.LifecycleHandler{HTTPGet: agent.HTTPGet}, asked
 }
 
-// rewritten reports whether the probe goes to the agent already.
-func rewritten(p *corev1.Probe) bool {
-	return p.HTTPGet != nil && p.HTTPGet.Port.IntValue() == agentPort && (strings.HasPrefix(p.HTTPGet.Path, appHealth) || strings.HasPrefix(p.HTTPGet.Path, appLifecycle))
-}
+// rewritten reports whether the probe goes to the agent already: by its path, for an agent of a template may have another port.
+func rewritten(p *corev1.Probe, path string) bool { return p.HTTPGet != nil && p.HTTPGet.Path == path }
 
 // toAgent gives the probe that the kubelet shall run and the one that the agent shall. Both are nil for a probe that needs no
 // rewriting: a command, or a request to another host.

@@ -21,6 +21,7 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 	rules = map[string]rule{
 		annotation.SidecarInject.Name:         {ignored: read},
 		annotation.SidecarStatus.Name:         {ignored: "written by injection"},
+		annotation.InjectTemplates.Name:       {ignored: "read before the others, by selectTemplates"},
 		annotation.IoIstioRev.Name:            {ignored: "written by injection"},
 		annotation.GalleyAnalyzeSuppress.Name: {ignored: "read by analysis"},
 		annotation.AmbientRedirection.Name:    {ignored: "written by Istio's ambient mode"},
@@ -39,7 +40,6 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.SidecarUserVolumeMount.Name:       {set: setUserMounts},
 		annotation.SidecarRewriteAppHTTPProbers.Name: {set: setBool(func(s *podSettings) *bool { return &s.rewriteProbes })},
 		annotation.PrometheusMergeMetrics.Name:       {set: setBool(func(s *podSettings) *bool { return &s.mergeMetrics })},
-		annotation.InjectTemplates.Name:              {set: setTemplates},
 		annotation.ProxyConfig.Name:                  {set: setProxyConfig},
 		annotation.ProxyOverrides.Name:               {set: setOverrides},
 		annotation.SidecarStatusPort.Name:            {set: setStatusPort},
@@ -155,15 +155,6 @@ func setInterceptionMode(_ *podSettings, value string) error {
 		return errors.New("this version intercepts by REDIRECT only")
 	}
 	return errors.New("use REDIRECT")
-}
-
-func setTemplates(_ *podSettings, value string) error {
-	for name := range strings.SplitSeq(value, ",") {
-		if name = strings.TrimSpace(name); name != sidecarTemplate {
-			return fmt.Errorf("there is no template %q; this version has %s", name, sidecarTemplate)
-		}
-	}
-	return nil
 }
 
 // setStatusPort: 0 means no readiness probe. The agent's ports are fixed, so another port has no effect.

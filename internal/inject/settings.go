@@ -25,22 +25,25 @@ type Settings struct {
 	Mesh     *meshv1alpha1.MeshConfig
 	Injector Injector
 	Values   Values
+	// Document is `values` as it was written, with the keys that only templates read. Values come before it.
+	Document map[string]any
 }
 
 // Injector is the key `config` of `istio-sidecar-injector`: the rules of the decision. Field names are Istio's.
 type Injector struct {
 	// Policy is what happens to a pod that says nothing itself: "enabled" or "disabled".
 	Policy string `json:"policy"`
-	// DefaultTemplates are the templates of a pod that selects none; this version has `sidecar` only.
+	// DefaultTemplates are the templates of a pod that selects none, in the order in which they apply.
 	DefaultTemplates []string `json:"defaultTemplates"`
 	// NeverInjectSelector is asked before AlwaysInjectSelector, both only for pods without a label or annotation of their own.
 	NeverInjectSelector  []metav1.LabelSelector `json:"neverInjectSelector"`
 	AlwaysInjectSelector []metav1.LabelSelector `json:"alwaysInjectSelector"`
 	// InjectedAnnotations are added to every injected pod that does not have them.
 	InjectedAnnotations map[string]string `json:"injectedAnnotations"`
-	// Templates are a user's own templates. None is carried out yet: an entry is a Problem.
+	// Templates are templates by name, in the language of Istio's; one of the name of a built-in template takes its place.
 	Templates map[string]string `json:"templates,omitempty"`
-	Aliases   map[string]any    `json:"aliases,omitempty"`
+	// Aliases are names that stand for several templates.
+	Aliases map[string][]string `json:"aliases,omitempty"`
 }
 
 // Values is the key `values` of `istio-sidecar-injector`, as far as injection reads it: keys and meaning are those of Istio's

@@ -51,14 +51,14 @@ type asked struct {
 
 // parseReview reads a request for a pod. Without asked, the error is for a caller who is not an API server; with it, for an API
 // server that was configured to send something else.
-func parseReview(body []byte) (*asked, *corev1.Pod, error) {
+func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 	if len(body) == 0 {
 		return nil, nil, errors.New("the body is empty")
 	}
 	// In one pass, for nearly every request there is.
 	var r review[inject.View]
 	if err := json.Unmarshal(body, &r); err == nil && r.Request != nil && r.Request.Object != nil {
-		if pod, ok := r.Request.Object.Pod(); ok {
+		if pod, ok := r.Request.Object.Pod(); ok && (cfg == nil || !cfg.NeedsWhole(pod)) {
 			a, err := r.check()
 			return a, in(pod, r.Request.Namespace), err
 		}

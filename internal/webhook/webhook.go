@@ -172,7 +172,8 @@ func (h *Handler) answer(body []byte, cluster, network string) (out []byte, stat
 			return nil, http.StatusBadRequest, fmt.Errorf("%q in the path is no name of a cluster or network", short(name))
 		}
 	}
-	asked, pod, err := parseReview(body)
+	cfg := h.config.Config()
+	asked, pod, err := parseReview(body, cfg)
 	if err != nil && asked == nil {
 		return nil, http.StatusBadRequest, err
 	}
@@ -180,7 +181,7 @@ func (h *Handler) answer(body []byte, cluster, network string) (out []byte, stat
 	if err != nil {
 		r = h.denied(http.StatusBadRequest, metav1.StatusReasonBadRequest, err)
 	} else {
-		r = h.review(pod, cluster, network)
+		r = h.review(cfg, pod, cluster, network)
 	}
 	r.UID = asked.uid
 	out, err = json.Marshal(answer{APIVersion: asked.apiVersion, Kind: asked.kind, Response: r})
@@ -190,9 +191,8 @@ func (h *Handler) answer(body []byte, cluster, network string) (out []byte, stat
 	return out, http.StatusOK, nil
 }
 
-// review decides about a pod and patches it.
-func (h *Handler) review(pod *corev1.Pod, cluster, network string) *response {
-	cfg := h.config.Config()
+// review decides about a pod and patches it; cfg is nil while there is no configuration.
+func (h *Handler) review(cfg *inject.Config, pod *corev1.Pod, cluster, network string) *response {
 	if cfg == nil {
 		return h.denied(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable,
 			errors.New("there is no injector configuration that can be used yet: look at the ConfigMaps istio and istio-sidecar-injector and at the control plane's log"))

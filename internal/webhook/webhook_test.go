@@ -393,6 +393,27 @@ func TestClusterPath(t *testing.T) {
 	}
 }
 
+// TestTemplateSeesTheWholePod: a template reads fields that our own sidecar does not look at, and the patch keeps what this build's API
+// does not know.
+func TestTemplateSeesTheWholePod(t *testing.T) {
+	settings := inject.Default("")
+	settings.Injector.Templates = map[string]string{"mine": "metadata: {annotations: {image: {{ (index .Spec.Containers 0).Image }}}}\nspec: {containers: [{name: web, tty: true}]}"}
+	settings.Injector.DefaultTemplates = []string{"mine"}
+	cfg, problems := settings.Compile()
+	if cfg == nil {
+		t.Fatal(problems)
+	}
+	r := serve(t, func() *inject.Config { return cfg }).review(t, "/inject", web)
+	for _, want := range []string{`"image":"example.com/web"`, `{"op":"add","path":"/spec/containers/0/tty","value":true}`} {
+		if !strings.Contains(string(r.Patch), want) {
+			t.Errorf("no %s in %s", want, r.Patch)
+		}
+	}
+	if strings.Contains(string(r.Patch), "remove") || strings.Contains(string(r.Patch), "futureField") {
+		t.Errorf("the patch touches more than the template changes: %s", r.Patch)
+	}
+}
+
 // TestOldReviewVersion: v1beta1, which some aggregators still send, is answered in kind.
 func TestOldReviewVersion(t *testing.T) {
 	p := serve(t, defaults(t))

@@ -1,0 +1,344 @@
+package inject
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"text/template"
+	"text/template/parse"
+
+	"istio.io/api/annotation"
+	corev1 "k8s.io/api/core/v1"
+
+	"embed"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+// There are two ways to an injected pod. Our own `sidecar` template is Go code (sidecar.go), which is the fast one. Any other
+// template is a text: Go's text/template with the data and the functions that Istio gives to its own, executed for the pod and
+// merged into it by strategic merge. Both share what is around the template: annotations, probes, metrics, labels, the status.
+
+// shippedFiles are the texts of the templates that are there without being in any ConfigMap. That of sidecar says in Istio's
+// language what sidecar.go does, for who wants to change it; a property test keeps the two the same.
+//
+//go:embed templates/*.yaml
+var shippedFiles embed.FS
+
+// shippedNames are the built-in templates. An entry of `config.templates` of the same name takes their place.
+var shippedNames = []string{sidecarTemplate, "gateway", "grpc-agent"}
+
+// notServed are built-in templates whose pods the agent cannot serve yet, and why: such a pod is refused, because it would run and
+// carry no traffic.
+var notServed = map[string]string{
+	"gateway":    "this version's agent runs sidecars and no gateways: the pod would listen on no port of its own",
+	"grpc-agent": "this version's agent serves no configuration to gRPC applications without a proxy: they would not start",
+}
+
+// ShippedTemplate is the text of a built-in template: sidecar, gateway or grpc-agent; "" for another name.
+func ShippedTemplate(name string) string {
+	data, err := shippedFiles.ReadFile("templates/" + name + ".yaml")
+	if err != nil {
+		return ""
+	}
+	return string(data)
+}
+
+// podTemplate is one parsed template. It may be executed by any number of goroutines.
+type podTemplate struct {
+	name    string
+	tree    *template.Template
+	agent   bool // it is for our agent: it reads .Sidecar
+	mutates bool // it changes maps that it is given, so it needs copies
+	refused string
+}
+
+// templateSet are the templates of a Config.
+type templateSet struct {
+	byName   map[string]*podTemplate
+	aliases  map[string][]string
+	defaults []string
+	typed    bool // sidecar is the built-in one: the typed path serves it
+	// typedDefault says that pods without a wish of their own take the typed path.
+	typedDefault bool
+}
+
+// shipped are the parsed built-in templates. They parse: a test executes them.
+var shipped = sync.OnceValue(func() map[string]*podTemplate {
+	out := map[string]*podTemplate{}
+	for _, name := range shippedNames {
+		t, err := parseTemplate(name, ShippedTemplate(name))
+		if err != nil {
+			panic("parse the built-in template " + name + ": " + err.Error())
+		}
+		t.refused = notServed[name]
+		out[name] = t
+	}
+	return out
+})
+
+// parseTemplate parses a template and bounds it. The error names the template and the line.
+func parseTemplate(name, text string) (*podTemplate, error) {
+	if len(text) > mostBytes {
+		return nil, fmt.Errorf("it has %d bytes, and may have %d", len(text), mostBytes)
+	}
+	tree, err := template.New(name).Funcs(templateFuncs()).Parse(text)
+	if err != nil {
+		return nil, errors.New(plainTemplateError(err))
+	}
+	t := &podTemplate{name: name, tree: tree}
+	for _, part := range tree.Templates() {
+		if part.Tree != nil && part.Root != nil {
+			part.Root.Nodes = append([]parse.Node{step()}, part.Root.Nodes...)
+			t.inspect(part.Root)
+		}
+	}
+	return t, nil
+}
+
+// step is a text of no bytes. Writing it changes nothing, but whoever executes the template hears of it, and can stop a loop.
+func step() parse.Node { return &parse.TextNode{NodeType: parse.NodeText} }
+
+// changing are the functions that change a map that they are given.
+var changing = []string{"set", "unset", "merge", "mergeOverwrite", "mustMerge", "mustMergeOverwrite"}
+
+// inspect puts a step into every loop, and finds out what the template uses.
+func (t *podTemplate) inspect(n parse.Node) {
+	switch n := n.(type) {
+	case *parse.ListNode:
+		if n != nil {
+			for _, child := range n.Nodes {
+				t.inspect(child)
+			}
+		}
+	case *parse.RangeNode:
+		t.branch(&n.BranchNode)
+		n.List.Nodes = append([]parse.Node{step()}, n.List.Nodes...)
+	case *parse.IfNode:
+		t.branch(&n.BranchNode)
+	case *parse.WithNode:
+		t.branch(&n.BranchNode)
+	case *parse.ActionNode:
+		t.inspect(n.Pipe)
+	case *parse.TemplateNode:
+		t.inspect(n.Pipe)
+	case *parse.PipeNode:
+		if n != nil {
+			for _, command := range n.Cmds {
+				for _, arg := range command.Args {
+					t.inspect(arg)
+				}
+			}
+		}
+	case *parse.ChainNode:
+		t.inspect(n.Node)
+	case *parse.IdentifierNode:
+		t.mutates = t.mutates || slices.Contains(changing, n.Ident)
+	case *parse.FieldNode:
+		t.agent = t.agent || n.Ident[0] == "Sidecar"
+	case *parse.VariableNode:
+		t.agent = t.agent || len(n.Ident) > 1 && n.Ident[0] == "$" && n.Ident[1] == "Sidecar"
+	}
+}
+
+func (t *podTemplate) branch(b *parse.BranchNode) {
+	t.inspect(b.Pipe)
+	t.inspect(b.List)
+	t.inspect(b.ElseList)
+}
+
+// mostSteps bounds how long a template may run: what it writes, and the turns of its loops. Istio's sidecar takes about 700.
+const mostSteps = 100_000
+
+var errEndless = fmt.Errorf("it takes more than %d steps: does it loop?", mostSteps)
+
+// boundedBuffer takes what a template writes, and stops it when that is too much.
+type boundedBuffer struct {
+	bytes.Buffer
+	steps int
+}
+
+func (b *boundedBuffer) Write(p []byte) (int, error) {
+	if b.steps++; b.steps > mostSteps {
+		return 0, errEndless
+	}
+	if b.Len()+len(p) > mostBytes {
+		return 0, errTooMuch
+	}
+	return b.Buffer.Write(p)
+}
+
+// execute gives the template's text for one pod. The error names the template and the line; a panic is one too.
+func (t *podTemplate) execute(data *templateData) (text []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			text, err = nil, fmt.Errorf("it panics: %v", p)
+		}
+	}()
+	if t.mutates {
+		copied := *data
+		copied.Values = copyOf(data.Values).(map[string]any)
+		data = &copied
+	}
+	b := &boundedBuffer{}
+	b.Grow(8 << 10)
+	if err := t.tree.Execute(b, data); err != nil {
+		return nil, errors.New(plainTemplateError(err))
+	}
+	return b.Bytes(), nil
+}
+
+// copyOf copies JSON values.
+func copyOf(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for key, item := range v {
+			out[key] = copyOf(item)
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i := range v {
+			out[i] = copyOf(v[i])
+		}
+		return out
+	}
+	return v
+}
+
+// whereInTemplate is the beginning of text/template's messages: "template: NAME:LINE:COLUMN: ".
+var whereInTemplate = regexp.MustCompile(`^template: [^:]*:(\d+)(:\d+)?: `)
+
+// notDefined is how text/template says that there is no such function.
+var notDefined = regexp.MustCompile(`function "([^"]+)" not defined`)
+
+// plainTemplateError is text/template's message with the line first: "line 12: …".
+func plainTemplateError(err error) string {
+	s := whereInTemplate.ReplaceAllString(err.Error(), "line $1: ")
+	if m := notDefined.FindStringSubmatch(s); m != nil && slices.Contains(unrepeatable, m[1]) {
+		s += ": functions that give something else on each run are not available"
+	}
+	const most = 500
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// templateSet compiles the templates of the settings.
+func (c *compiler) templateSet() {
+	in := c.settings.Injector
+	set := &templateSet{byName: maps.Clone(shipped()), aliases: in.Aliases, defaults: in.DefaultTemplates, typed: true}
+	c.config.templates = set
+	if len(set.defaults) == 0 {
+		set.defaults = []string{sidecarTemplate}
+	}
+	for _, name := range sortedKeys(in.Templates) {
+		if in.Templates[name] != "" && in.Templates[name] == ShippedTemplate(name) {
+			continue
+		}
+		t, err := parseTemplate(name, in.Templates[name])
+		if err != nil {
+			c.report(diag.Error, "config.templates."+name, err.Error(), "")
+			continue
+		}
+		set.byName[name] = t
+		set.typed = set.typed && name != sidecarTemplate
+	}
+	for _, alias := range sortedKeys(set.aliases) {
+		for _, name := range set.aliases[alias] {
+			if _, has := in.Templates[name]; !has && set.byName[name] == nil { // one that does not parse was reported
+				c.report(diag.Error, "config.aliases."+alias, fmt.Sprintf("there is no template %q", name), set.have())
+			}
+		}
+	}
+	for _, name := range set.resolve(set.defaults) {
+		t := set.byName[name]
+		_, has := in.Templates[name]
+		switch {
+		case t == nil && !has:
+			c.report(diag.Error, "config.defaultTemplates", fmt.Sprintf("there is no template %q", name), set.have())
+		case t != nil && t.refused != "":
+			c.report(diag.Error, "config.defaultTemplates", fmt.Sprintf("template %q cannot be used yet: %s", name, t.refused), "")
+		}
+	}
+	names := set.resolve(set.defaults)
+	set.typedDefault = set.typed && len(names) == 1 && names[0] == sidecarTemplate
+}
+
+// have names the templates that there are, for messages.
+func (s *templateSet) have() string {
+	names := append(sortedKeys(s.byName), sortedKeys(s.aliases)...)
+	slices.Sort(names)
+	return "there are " + strings.Join(slices.Compact(names), ", ")
+}
+
+// resolve puts the templates of aliases in their place. As in Istio an alias of an alias is none.
+func (s *templateSet) resolve(names []string) []string {
+	out := make([]string, 0, len(names))
+	for _, name := range names {
+		if list, has := s.aliases[name]; has {
+			out = append(out, list...)
+		} else {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// selectTemplates finds the templates of a pod, in the order in which they apply: those of its annotation, or the default ones. nil
+// means the typed path: exactly our own sidecar. The error is a *RefusedError.
+func (c *Config) selectTemplates(pod *corev1.Pod, subject ref.Ref) ([]*podTemplate, error) {
+	set, names := c.templates, c.templates.defaults
+	value, asked := pod.Annotations[annotation.InjectTemplates.Name]
+	if asked {
+		names = items(value)
+	}
+	if !asked && set.typedDefault {
+		return nil, nil
+	}
+	names = set.resolve(names)
+	if set.typed && len(names) == 1 && names[0] == sidecarTemplate {
+		return nil, nil
+	}
+	problem := func(err error, hint string) error {
+		if !asked {
+			value = strings.Join(set.defaults, ",")
+		}
+		p := invalidAnnotation(subject, annotation.InjectTemplates.Name, value, err)
+		p.Hint = hint
+		return &RefusedError{Problems: []diag.Problem{p}}
+	}
+	if len(names) == 0 {
+		return nil, problem(errors.New("it names no template"), set.have())
+	}
+	const most = 16
+	if len(names) > most {
+		return nil, problem(fmt.Errorf("it selects %d templates, and may select %d", len(names), most), "")
+	}
+	out := make([]*podTemplate, len(names))
+	for i, name := range names {
+		t := set.byName[name]
+		if t == nil {
+			return nil, problem(fmt.Errorf("there is no template %q", name), set.have())
+		}
+		if t.refused != "" {
+			return nil, problem(fmt.Errorf("template %q cannot be used yet: %s", name, t.refused), "leave the pod out of the mesh with the label sidecar.istio.io/inject: \"false\"")
+		}
+		out[i] = t
+	}
+	return out, nil
+}
+
+// NeedsWhole reports whether Pod reads more of a pod than its View has: templates read all of it.
+func (c *Config) NeedsWhole(pod *corev1.Pod) bool {
+	list, err := c.selectTemplates(pod, ref.Ref{})
+	return err == nil && list != nil
+}

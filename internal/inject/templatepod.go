@@ -1,0 +1,479 @@
+package inject
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"istio.io/api/annotation"
+	"istio.io/api/label"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+// validationContainer is Istio's init container that checks the interception which a CNI plugin has set up.
+const validationContainer = "istio-validation"
+
+// coreDumpContainer is an init container of older templates.
+const coreDumpContainer = "enable-core-dump"
+
+// byTemplates is the general path: the templates are executed for the pod and merged into it, then comes what no template can do.
+// It does what Istio does, in its order. The error is a *RefusedError.
+func (c *Config) byTemplates(pod *corev1.Pod, list []*podTemplate, w workload, subject ref.Ref) (*corev1.Pod, []diag.Problem, error) {
+	t := templating{config: c, pod: pod, templates: list, subject: subject}
+	var err error
+	t.settings, t.warnings, err = c.settingsOf(pod, subject)
+	if !t.forAgent() {
+		t.warnings, err = nil, c.checkAnnotations(pod, subject) // the others are about our agent
+	}
+	if err != nil {
+		return nil, t.warnings, err
+	}
+	if err := t.merge(w); err != nil {
+		return nil, t.warnings, err
+	}
+	if t.before != nil && t.sameStatus() || injected(pod) && (t.before == nil || t.forAgent()) {
+		if sidecarOf(pod) == nil {
+			return pod, t.warnings, nil
+		}
+		out, late := c.lateProbes(pod, &t.settings, subject)
+		if port := c.probePort(pod); out != pod && port != agentPort && !t.forAgent() {
+			t.out = out
+			t.askAt(port)
+		}
+		return out, append(t.warnings, late...), nil
+	}
+	if err := t.finish(); err != nil {
+		return nil, t.warnings, err
+	}
+	return t.out, t.warnings, nil
+}
+
+// templating is the injection of one pod by templates.
+type templating struct {
+	config    *Config
+	pod       *corev1.Pod // as it came
+	templates []*podTemplate
+	subject   ref.Ref
+	settings  podSettings
+	warnings  []diag.Problem
+
+	before  *statusJSON // of an earlier injection
+	changes *overrides  // what the user wants otherwise in the templates' containers
+	written bool        // some of that as containers of the pod
+	status  statusJSON
+	out     *corev1.Pod
+}
+
+// forAgent reports whether the containers are for our agent: then its rules for annotations hold.
+func (t *templating) forAgent() bool {
+	return slices.ContainsFunc(t.templates, func(p *podTemplate) bool { return p.agent })
+}
+
+// refused is the error for a template that does not work for this pod.
+func (t *templating) refused(p *podTemplate, err error) error {
+	return &RefusedError{Problems: []diag.Problem{{Code: diag.InvalidInjectConfig, Severity: diag.Error, Object: t.subject,
+		Detail: fmt.Sprintf("template %q: %v", p.name, err),
+		Hint:   "mend config.templates." + p.name + " in " + configMapRef(InjectorConfigMap, t.config.settings.Values).String()}}}
+}
+
+// merge executes the templates and merges them and the user's changes into the pod.
+func (t *templating) merge(w workload) error {
+	c, pod := t.config, t.pod
+	t.before = statusOf(pod)
+	var annotated *overrides
+	if value, has := pod.Annotations[annotation.ProxyOverrides.Name]; has {
+		var err error
+		if annotated, err = parseOverrides(value); err != nil {
+			return &RefusedError{Problems: []diag.Problem{invalidAnnotation(t.subject, annotation.ProxyOverrides.Name, value, err)}}
+		}
+	}
+	pc, err := c.proxyConfigOf(pod, t.subject)
+	if err != nil {
+		return err
+	}
+	data := c.templateDataOf(t.visible(annotated), w, pc)
+	if t.forAgent() {
+		if data.Sidecar, err = c.sidecarDataOf(pod, &t.settings, w, t.subject); err != nil {
+			return err
+		}
+		t.warnings = append(t.warnings, conflicts(pod, &t.settings, t.subject)...)
+	}
+	parts := make([]map[string]any, len(t.templates))
+	for i, p := range t.templates {
+		text, err := p.execute(data)
+		if err == nil {
+			parts[i], err = readOutput(text)
+		}
+		if err != nil {
+			return t.refused(p, err)
+		}
+	}
+	last := t.templates[len(t.templates)-1]
+	if err := t.count(parts); err != nil {
+		return t.refused(last, err)
+	}
+	rest := t.takeChanges(annotated)
+	managed := rest.ManagedFields
+	rest.ManagedFields = nil // they can be most of a pod, and no template changes them
+	merged, err := podMap(rest)
+	for i := 0; err == nil && i < len(parts); i++ {
+		if merged, err = mergePart(merged, parts[i]); err != nil {
+			return t.refused(t.templates[i], err)
+		}
+	}
+	if err == nil {
+		t.out, err = podFromMap(merged)
+	}
+	if err != nil {
+		return t.refused(last, err)
+	}
+	t.out.ManagedFields = managed
+	t.applyChanges(pc)
+	return nil
+}
+
+// visible is the pod as templates see it. A wish for a native sidecar that the cluster cannot fulfil is not shown.
+func (t *templating) visible(annotated *overrides) *corev1.Pod {
+	pod := strippedPod(t.pod, t.before, annotated)
+	if t.config.nativeMissing && t.settings.native != nil && *t.settings.native {
+		copied := *pod
+		copied.Annotations = with(pod.Annotations, map[string]string{annotation.SidecarNativeSidecar.Name: "false"})
+		pod = &copied
+		t.warnings = append(t.warnings, diag.Problem{Code: diag.UnsupportedField, Severity: diag.Warning, Object: t.subject,
+			Detail: "native sidecars need Kubernetes 1.29: the sidecar is an ordinary container"})
+	}
+	return pod
+}
+
+// count notes what the templates add. Volumes that the pod has count too, as in Istio.
+func (t *templating) count(parts []map[string]any) (err error) {
+	t.status.Revision = t.config.Revision()
+	for _, list := range []struct {
+		name string
+		into *[]string
+	}{{"initContainers", &t.status.InitContainers}, {"containers", &t.status.Containers}, {"volumes", &t.status.Volumes}, {"imagePullSecrets", &t.status.ImagePullSecrets}} {
+		if *list.into, err = namesOf(parts, list.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// statusOf reads the status that an earlier injection left; nil when there is none, or when nothing of what it lists is in the pod:
+// the annotation comes along where a manifest is copied from a running pod and the containers are cut out.
+func statusOf(pod *corev1.Pod) *statusJSON {
+	value := pod.Annotations[annotation.SidecarStatus.Name]
+	s := &statusJSON{}
+	if value == "" || json.Unmarshal([]byte(value), s) != nil {
+		return nil
+	}
+	there := func(list []corev1.Container, names []string) bool {
+		return slices.ContainsFunc(list, func(c corev1.Container) bool { return slices.Contains(names, c.Name) })
+	}
+	if !there(pod.Spec.Containers, s.Containers) && !there(pod.Spec.InitContainers, s.InitContainers) {
+		return nil
+	}
+	return s
+}
+
+// sameStatus reports whether an earlier injection added just what this one would: then the pod stays as it is.
+func (t *templating) sameStatus() bool {
+	b := t.before
+	for _, name := range b.Containers {
+		if containerIn(t.pod.Spec.Containers, name) == nil {
+			return false
+		}
+	}
+	for _, name := range b.InitContainers {
+		if containerIn(t.pod.Spec.InitContainers, name) == nil {
+			return false
+		}
+	}
+	return slices.Equal(b.InitContainers, t.status.InitContainers) && slices.Equal(b.Containers, t.status.Containers) &&
+		slices.Equal(b.Volumes, t.status.Volumes) && slices.Equal(b.ImagePullSecrets, t.status.ImagePullSecrets) && b.Revision == t.status.Revision
+}
+
+// takeChanges takes out of the pod the containers that a template adds too: they are what the user wants otherwise. One that an
+// earlier injection put into the same list stays: the template is merged over it.
+func (t *templating) takeChanges(annotated *overrides) (rest *corev1.Pod) {
+	var earlier statusJSON
+	if t.before != nil {
+		earlier = *t.before
+	}
+	changes := &overrides{}
+	if annotated != nil {
+		*changes = *annotated
+	}
+	take := func(list []corev1.Container, added, before []string, into *[]corev1.Container) (left []corev1.Container) {
+		for i := range list {
+			name := list[i].Name
+			ours := slices.Contains(t.status.Containers, name) || slices.Contains(t.status.InitContainers, name)
+			if !ours || slices.Contains(added, name) && slices.Contains(before, name) {
+				left = append(left, list[i])
+				continue
+			}
+			t.written = true
+			if changes.of(name) == nil {
+				*into = append((*into)[:len(*into):len(*into)], list[i])
+			}
+		}
+		return left
+	}
+	copied := *t.pod
+	copied.Spec.Containers = take(t.pod.Spec.Containers, t.status.Containers, earlier.Containers, &changes.Containers)
+	copied.Spec.InitContainers = take(t.pod.Spec.InitContainers, t.status.InitContainers, earlier.InitContainers, &changes.InitContainers)
+	if len(changes.Containers)+len(changes.InitContainers) > 0 {
+		t.changes = changes
+	}
+	return &copied
+}
+
+// applyChanges lays what the user wrote over the templates' containers, and restores the order of the user's own.
+func (t *templating) applyChanges(pc *meshv1alpha1.ProxyConfig) {
+	for _, list := range []struct {
+		now   *[]corev1.Container
+		was   []corev1.Container
+		added []string
+	}{{&t.out.Spec.Containers, t.pod.Spec.Containers, t.status.Containers}, {&t.out.Spec.InitContainers, t.pod.Spec.InitContainers, t.status.InitContainers}} {
+		for i := range *list.now {
+			if slices.Contains(list.added, (*list.now)[i].Name) {
+				(*list.now)[i] = t.changes.apply((*list.now)[i])
+			}
+		}
+		*list.now = inOrderOf(*list.now, list.was, func(c corev1.Container) string { return c.Name })
+	}
+	spec, was := &t.out.Spec, &t.pod.Spec
+	spec.Volumes = inOrderOf(spec.Volumes, was.Volumes, func(v corev1.Volume) string { return v.Name })
+	spec.ImagePullSecrets = inOrderOf(spec.ImagePullSecrets, was.ImagePullSecrets, func(r corev1.LocalObjectReference) string { return r.Name })
+	if t.changes == nil {
+		return
+	}
+	if t.before == nil && t.written {
+		t.annotate(annotation.ProxyOverrides.Name, t.changes.annotationValue(t.status.InitContainers...))
+	}
+	t.useUser(pc)
+}
+
+// inOrderOf puts the entries first that was has, in its order: the strategic merge puts a template's first.
+func inOrderOf[T any](list, was []T, name func(T) string) []T {
+	place := make(map[string]int, len(was))
+	for i := range was {
+		place[name(was[i])] = i - len(was)
+	}
+	slices.SortStableFunc(list, func(a, b T) int { return place[name(a)] - place[name(b)] })
+	return list
+}
+
+// useUser makes the interception leave the user alone that the pod's own istio-proxy runs as. With TPROXY it must be root.
+func (t *templating) useUser(pc *meshv1alpha1.ProxyConfig) {
+	users := t.changes.of(ProxyContainer)
+	if users == nil || users.SecurityContext == nil || t.forAgent() {
+		return
+	}
+	mode := first(t.out.Annotations[annotation.SidecarInterceptionMode.Name], pc.GetInterceptionMode().String())
+	user, group := users.SecurityContext.RunAsUser, users.SecurityContext.RunAsGroup
+	if mode == meshv1alpha1.ProxyConfig_TPROXY.String() && user != nil {
+		if proxy := sidecarOf(t.out); proxy != nil && proxy.SecurityContext != nil {
+			root := int64(0)
+			proxy.SecurityContext.RunAsUser = &root
+		}
+	}
+	initial := containerIn(t.out.Spec.InitContainers, InitContainer)
+	if initial == nil {
+		if initial = containerIn(t.out.Spec.InitContainers, validationContainer); initial == nil {
+			return
+		}
+		if mode != meshv1alpha1.ProxyConfig_TPROXY.String() {
+			if initial.SecurityContext == nil {
+				initial.SecurityContext = &corev1.SecurityContext{}
+			}
+			if user != nil {
+				initial.SecurityContext.RunAsUser = user
+			}
+			if group != nil {
+				initial.SecurityContext.RunAsGroup = group
+			}
+		}
+	}
+	if at := slices.Index(initial.Args, "-u"); user != nil && *user != 0 && at >= 0 && at+1 < len(initial.Args) {
+		initial.Args[at+1] = strconv.FormatInt(*user, 10)
+	}
+}
+
+// sidecarOf is the container istio-proxy, nil when a template adds none.
+func sidecarOf(pod *corev1.Pod) *corev1.Container {
+	if proxy := containerIn(pod.Spec.Containers, ProxyContainer); proxy != nil {
+		return proxy
+	}
+	return containerIn(pod.Spec.InitContainers, ProxyContainer)
+}
+
+func (t *templating) annotate(name, value string) {
+	if t.out.Annotations == nil {
+		t.out.Annotations = map[string]string{}
+	}
+	t.out.Annotations[name] = value
+}
+
+// finish does what no template can: it sees the pod as the templates have made it, whose annotations they may have changed.
+func (t *templating) finish() error {
+	c := t.config
+	if t.out.Labels == nil {
+		t.out.Labels = map[string]string{}
+	}
+	after, _, _ := c.settingsOf(t.out, t.subject) // what cannot be used was refused before, or does not concern this agent
+	proxy := sidecarOf(t.out)
+	if proxy != nil && !t.forAgent() { // .Sidecar.Proxy.Env has ours
+		t.cluster(proxy)
+	}
+	if err := t.metrics(&after); err != nil {
+		return &RefusedError{Problems: []diag.Problem{{Code: diag.InvalidAnnotation, Severity: diag.Error, Object: t.subject, Field: "metadata.annotations",
+			Detail: "the application cannot be scraped: " + err.Error(), Hint: "name a port of the application"}}}
+	}
+	t.probes(proxy, &after)
+	if network := c.networkOf(t.pod); network != "" {
+		t.out.Labels[label.TopologyNetwork.Name] = network
+	}
+	key, value := t.status.annotation()
+	t.annotate(key, value)
+	for name, value := range c.settings.Injector.InjectedAnnotations {
+		if _, has := t.pod.Annotations[name]; !has {
+			t.annotate(name, value)
+		}
+	}
+	t.order(after.hold)
+	return nil
+}
+
+// cluster sets the cluster and the network that the webhook's path names, where the template has another or none.
+func (t *templating) cluster(proxy *corev1.Container) {
+	set := func(name, value string) {
+		if value == "" {
+			return
+		}
+		for i := range proxy.Env {
+			if proxy.Env[i].Name == name {
+				proxy.Env[i].Value, proxy.Env[i].ValueFrom = value, nil
+				return
+			}
+		}
+		proxy.Env = append(proxy.Env, corev1.EnvVar{Name: name, Value: value})
+	}
+	set("ISTIO_META_CLUSTER_ID", t.config.clusterID)
+	set("ISTIO_META_NETWORK", t.config.networkOf(t.pod))
+}
+
+// probes sends the kubelet's probes to the agent, by the port of the pod's annotation if there is one.
+func (t *templating) probes(proxy *corev1.Container, s *podSettings) {
+	port := t.config.probePort(t.out)
+	if proxy == nil || !s.rewriteProbes || s.readiness.off || port == 0 {
+		return
+	}
+	probers := map[string]*corev1.Probe{}
+	var left []diag.Problem
+	native := containerIn(t.out.Spec.InitContainers, ProxyContainer) != nil
+	t.out.Spec.InitContainers = rewriteProbes(t.out.Spec.InitContainers, native, probers, &left, t.subject)
+	t.out.Spec.Containers = rewriteProbes(t.out.Spec.Containers, native || s.hold, probers, &left, t.subject)
+	t.warnings = append(t.warnings, left...)
+	if len(probers) == 0 {
+		return
+	}
+	if port != agentPort && !t.forAgent() {
+		t.askAt(port)
+	}
+	proxy = sidecarOf(t.out)
+	at := slices.IndexFunc(proxy.Env, func(e corev1.EnvVar) bool { return e.Name == probersEnv })
+	if at < 0 {
+		proxy.Env = append(proxy.Env, corev1.EnvVar{Name: probersEnv, Value: literal(probersJSON(probers))})
+		return
+	}
+	var known map[string]*corev1.Probe
+	if json.Unmarshal([]byte(fromLiteral(proxy.Env[at].Value)), &known) == nil {
+		for path, probe := range known {
+			probers[path] = probe
+		}
+	}
+	proxy.Env[at].Value = literal(probersJSON(probers))
+}
+
+// askAt changes the port of the probes and hooks that go to the agent.
+func (t *templating) askAt(port int) {
+	to := func(get *corev1.HTTPGetAction, path string) {
+		if get != nil && get.Path == path && get.Port.IntValue() != port {
+			get.Port = intstr.FromInt32(int32(port))
+		}
+	}
+	for _, list := range [][]corev1.Container{t.out.Spec.InitContainers, t.out.Spec.Containers} {
+		for i := range list {
+			c := &list[i]
+			for _, kind := range probeKinds {
+				if probe := *kind.of(c); probe != nil {
+					to(probe.HTTPGet, appHealth+c.Name+"/"+kind.path)
+				}
+			}
+			for _, kind := range hookKinds {
+				if c.Lifecycle == nil {
+					break
+				}
+				if hook := *kind.of(c.Lifecycle); hook != nil {
+					to(hook.HTTPGet, appLifecycle+c.Name+"/"+kind.path)
+				}
+			}
+		}
+	}
+}
+
+// order puts the mesh's containers where they belong: see place.
+func (t *templating) order(hold bool) {
+	spec := &t.out.Spec
+	firstOf := func(name string) { spec.InitContainers = moved(spec.InitContainers, name, true) }
+	lastOf := func(name string) { spec.InitContainers = moved(spec.InitContainers, name, false) }
+	spec.Containers = moved(spec.Containers, ProxyContainer, hold)
+	if containerIn(spec.InitContainers, ProxyContainer) != nil {
+		for _, name := range []string{coreDumpContainer, ProxyContainer, validationContainer, InitContainer} {
+			firstOf(name)
+		}
+		return
+	}
+	firstOf(validationContainer)
+	lastOf(InitContainer)
+	lastOf(coreDumpContainer)
+}
+
+// moved puts a container at the beginning of a list or at its end.
+func moved(list []corev1.Container, name string, begin bool) []corev1.Container {
+	at := slices.IndexFunc(list, func(c corev1.Container) bool { return c.Name == name })
+	if at < 0 {
+		return list
+	}
+	one := list[at]
+	rest := slices.Delete(slices.Clone(list), at, at+1)
+	if begin {
+		return append([]corev1.Container{one}, rest...)
+	}
+	return append(rest, one)
+}
+
+// proxyConfigOf is the ProxyConfig of a pod: its annotation over the mesh's.
+func (c *Config) proxyConfigOf(pod *corev1.Pod, subject ref.Ref) (*meshv1alpha1.ProxyConfig, error) {
+	value, has := pod.Annotations[annotation.ProxyConfig.Name]
+	base := c.settings.Mesh.GetDefaultConfig()
+	if !has {
+		return base, nil
+	}
+	merged, unknown, err := parseProxyConfig(base, []byte(value))
+	if err == nil && unknown != nil {
+		err = fmt.Errorf("ProxyConfig has no field %s", strings.Join(unknown, ", "))
+	}
+	if err != nil {
+		return nil, &RefusedError{Problems: []diag.Problem{invalidAnnotation(subject, annotation.ProxyConfig.Name, value, err)}}
+	}
+	return merged, nil
+}
