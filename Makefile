@@ -110,6 +110,10 @@ golden: ## rewrite the golden files from what the code gives now; read the diff 
 bench: ## benchmarks; BENCH=REGEXP chooses, compare two runs with benchstat
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count 6 ./internal/... | tee .cache/bench-$$(git rev-parse --short HEAD).txt
 
+.PHONY: acceptance
+acceptance: ## how much of Istio's own test data we answer alike (ACCEPTANCE_DIR); builds istioctl the first time
+	@tools/acceptance.sh
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (30s)
 	@tools/fuzz.sh $(FUZZTIME)
