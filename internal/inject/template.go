@@ -183,7 +183,7 @@ func (t *podTemplate) execute(data *templateData) (text []byte, err error) {
 	}()
 	if t.mutates {
 		copied := *data
-		copied.Values = copyOf(data.Values).(map[string]any)
+		copied.Values = copyJSON(data.Values).(map[string]any)
 		data = &copied
 	}
 	b := &boundedBuffer{}
@@ -194,19 +194,19 @@ func (t *podTemplate) execute(data *templateData) (text []byte, err error) {
 	return b.Bytes(), nil
 }
 
-// copyOf copies JSON values.
-func copyOf(v any) any {
+// copyJSON copies JSON values.
+func copyJSON(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		out := make(map[string]any, len(v))
 		for key, item := range v {
-			out[key] = copyOf(item)
+			out[key] = copyJSON(item)
 		}
 		return out
 	case []any:
 		out := make([]any, len(v))
 		for i := range v {
-			out[i] = copyOf(v[i])
+			out[i] = copyJSON(v[i])
 		}
 		return out
 	}

@@ -154,7 +154,7 @@ func overlayValues(under, over map[string]any) map[string]any {
 				continue
 			}
 		}
-		under[key] = copyOf(value)
+		under[key] = copyJSON(value)
 	}
 	return under
 }

@@ -92,7 +92,7 @@ func mergePart(into, part map[string]any) (merged map[string]any, err error) {
 			merged, err = nil, fmt.Errorf("what it gives cannot be merged into a pod: %v", p)
 		}
 	}()
-	merged, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(into, copyOf(part).(map[string]any), podSchema())
+	merged, err = strategicpatch.StrategicMergeMapPatchUsingLookupPatchMeta(into, copyJSON(part).(map[string]any), podSchema())
 	if err != nil {
 		return nil, fmt.Errorf("what it gives cannot be merged into a pod: %s", strings.TrimSpace(err.Error()))
 	}
