@@ -38,7 +38,7 @@ func config(t *testing.T, level Level) Config {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return Config{
-		Dir: filepath.Join(dir, "lab"), Level: level, Bin: bin, Tag: "test", Cache: filepath.Join(dir, "cache"),
+		Dir: filepath.Join(dir, "lab"), Level: level, Bin: bin, Tag: "test", Cache: filepath.Join(dir, "cache"), Program: "bin/selvage",
 		Progress: progress.New(os.Stderr),
 	}
 }
