@@ -73,7 +73,7 @@ generate: ## rewrite the generated files
 
 .PHONY: test-unit
 test-unit: ## unit tests: fast, no cluster
-	@$(GO) test -json $$($(GO) list ./... | grep -Ev "/(e2e|acceptance)$$$$") | $(SUITE) unit
+	@$(GO) test -json $$($(GO) list ./... | grep -Ev '/(e2e|acceptance)$$') | $(SUITE) unit
 
 .PHONY: suites
 suites: test-unit test-lab test-api e2e # one after the other: two cores
