@@ -34,8 +34,9 @@ var mayImport = map[string][]string{
 	"ads/session": {"ref", "xds"},
 	"ads":         {"ads/session", "diag", "mesh", "ref", "scope", "xds"},
 	"kube":        {"diag", "index", "ref"},
-	"inject":      {"diag", "ref", "version"},
-	"webhook":     {"diag", "inject", "ref"},
+	"jsonscan":    {},
+	"inject":      {"diag", "jsonscan", "ref", "version"},
+	"webhook":     {"diag", "inject", "jsonscan", "ref"},
 	"podwatch":    {"inject"},
 	"admission":   {"diag", "ref"},
 	"pki":         {},
@@ -49,7 +50,7 @@ var mayImport = map[string][]string{
 }
 
 // pure are the packages that do no I/O and read no clock: what they return depends on what they are given.
-var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "readiness"}
+var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "readiness", "jsonscan"}
 
 // impure are imports that a pure package cannot have.
 var impure = []string{"os", "os/exec", "net/http", "log", "log/slog", "google.golang.org/grpc", "k8s.io/client-go"}

@@ -96,6 +96,9 @@ func (c *compiler) sidecar() {
 	}
 	c.config.network = v.Global.Network
 	c.config.volumes = proxyVolumes()
+	for i := range c.config.volumes {
+		c.config.volumesJSON = append(c.config.volumesJSON, appendAny(nil, &c.config.volumes[i]))
+	}
 }
 
 func (c *compiler) probes(p Proxy) {

@@ -35,9 +35,11 @@ type Config struct {
 	clusterID string
 	network   string
 	volumes   []corev1.Volume
-	podPolicy corev1.PullPolicy
-	secrets   []corev1.LocalObjectReference
-	seccomp   *corev1.SeccompProfile
+	// volumesJSON is the JSON of each of volumes.
+	volumesJSON [][]byte
+	podPolicy   corev1.PullPolicy
+	secrets     []corev1.LocalObjectReference
+	seccomp     *corev1.SeccompProfile
 
 	templates *templateSet
 	document  map[string]any // the values as templates read them; shared, not to be changed

@@ -1,8 +1,13 @@
 package inject
 
 import (
+	"encoding/json"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/selvage-mesh/selvage/internal/jsonscan"
 )
 
 // View is what Decide, Pod and Patch read of a pod that has no sidecar yet; it decodes from the pod's JSON. Most of what an API
@@ -85,4 +90,240 @@ func containersOf(views []containerView) []corev1.Container {
 		}
 	}
 	return out
+}
+
+// Scan reads the view from a pod's JSON, which is the scanner's next value: as json.Unmarshal would, but in one pass and without
+// reflection. With an error the view is not to be used.
+func (v *View) Scan(s *jsonscan.Scanner) error {
+	*v = View{}
+	return object(s, func(name []byte) error {
+		switch string(name) {
+		case "metadata":
+			return v.scanMetadata(s)
+		case "spec":
+			return v.scanSpec(s)
+		}
+		return s.Skip()
+	})
+}
+
+func (v *View) scanMetadata(s *jsonscan.Scanner) error {
+	m := &v.Metadata
+	return object(s, func(name []byte) (err error) {
+		switch string(name) {
+		case "name":
+			m.Name, err = s.String()
+		case "generateName":
+			m.GenerateName, err = s.String()
+		case "namespace":
+			m.Namespace, err = s.String()
+		case "labels":
+			m.Labels, err = stringMap(s)
+		case "annotations":
+			m.Annotations, err = stringMap(s)
+		case "ownerReferences":
+			m.OwnerReferences, err = list(s, func(into *metav1.OwnerReference) error { return scanOwner(s, into) })
+		default:
+			err = s.Skip()
+		}
+		return err
+	})
+}
+
+// scanOwner reads what the API has of an owner.
+func scanOwner(s *jsonscan.Scanner, into *metav1.OwnerReference) error {
+	return object(s, func(name []byte) (err error) {
+		var text string
+		switch string(name) {
+		case "apiVersion":
+			into.APIVersion, err = s.String()
+		case "kind":
+			into.Kind, err = s.String()
+		case "name":
+			into.Name, err = s.String()
+		case "uid":
+			text, err = s.String()
+			into.UID = types.UID(text)
+		case "controller":
+			into.Controller, err = boolPointer(s)
+		case "blockOwnerDeletion":
+			into.BlockOwnerDeletion, err = boolPointer(s)
+		default:
+			err = s.Skip()
+		}
+		return err
+	})
+}
+
+func boolPointer(s *jsonscan.Scanner) (*bool, error) {
+	if s.Null() {
+		return nil, nil
+	}
+	b, err := s.Bool()
+	return &b, err
+}
+
+func (v *View) scanSpec(s *jsonscan.Scanner) error {
+	p := &v.Spec
+	return object(s, func(name []byte) (err error) {
+		switch string(name) {
+		case "volumes":
+			p.Volumes, err = list(s, func(into *struct {
+				Name string `json:"name"`
+			}) error {
+				return scanName(s, &into.Name)
+			})
+		case "initContainers":
+			p.InitContainers, err = list(s, func(into *containerView) error { return into.scan(s) })
+		case "containers":
+			p.Containers, err = list(s, func(into *containerView) error { return into.scan(s) })
+		case "imagePullSecrets":
+			p.ImagePullSecrets, err = list(s, func(into *corev1.LocalObjectReference) error { return scanName(s, &into.Name) })
+		case "hostNetwork":
+			p.HostNetwork, err = s.Bool()
+		case "os":
+			p.OS, err = pointer[corev1.PodOS](s)
+		case "securityContext":
+			p.SecurityContext, err = scanSecurity(s)
+		default:
+			err = s.Skip()
+		}
+		return err
+	})
+}
+
+func (c *containerView) scan(s *jsonscan.Scanner) error {
+	return object(s, func(name []byte) (err error) {
+		switch string(name) {
+		case "name":
+			c.Name, err = s.String()
+		case "ports":
+			c.Ports, err = list(s, func(into *corev1.ContainerPort) error { return scanPort(s, into) })
+		case "readinessProbe":
+			c.ReadinessProbe, err = pointer[corev1.Probe](s)
+		case "livenessProbe":
+			c.LivenessProbe, err = pointer[corev1.Probe](s)
+		case "startupProbe":
+			c.StartupProbe, err = pointer[corev1.Probe](s)
+		case "lifecycle":
+			c.Lifecycle, err = pointer[corev1.Lifecycle](s)
+		case "securityContext":
+			c.SecurityContext, err = scanSecurity(s)
+		default:
+			err = s.Skip()
+		}
+		return err
+	})
+}
+
+func scanPort(s *jsonscan.Scanner, into *corev1.ContainerPort) error {
+	return object(s, func(name []byte) (err error) {
+		var text string
+		var n int64
+		switch string(name) {
+		case "name":
+			into.Name, err = s.String()
+		case "hostIP":
+			into.HostIP, err = s.String()
+		case "protocol":
+			text, err = s.String()
+			into.Protocol = corev1.Protocol(text)
+		case "containerPort":
+			n, err = s.Int(32)
+			into.ContainerPort = int32(n)
+		case "hostPort":
+			n, err = s.Int(32)
+			into.HostPort = int32(n)
+		default:
+			err = s.Skip()
+		}
+		return err
+	})
+}
+
+func scanSecurity(s *jsonscan.Scanner) (*securityView, error) {
+	if s.Null() {
+		return nil, nil
+	}
+	v := &securityView{}
+	return v, s.Object(func(name []byte) error {
+		var into **int64
+		switch string(name) {
+		case "runAsUser":
+			into = &v.RunAsUser
+		case "runAsGroup":
+			into = &v.RunAsGroup
+		default:
+			return s.Skip()
+		}
+		if s.Null() {
+			*into = nil
+			return nil
+		}
+		n, err := s.Int(64)
+		*into = &n
+		return err
+	})
+}
+
+// scanName reads of an object only its name.
+func scanName(s *jsonscan.Scanner, into *string) error {
+	return object(s, func(name []byte) (err error) {
+		if string(name) == "name" {
+			*into, err = s.String()
+			return err
+		}
+		return s.Skip()
+	})
+}
+
+// object is Scanner.Object for a value that may be null.
+func object(s *jsonscan.Scanner, each func(name []byte) error) error {
+	if s.Null() {
+		return nil
+	}
+	return s.Object(each)
+}
+
+// list reads an array; null is nil, and an element that is null is zero.
+func list[T any](s *jsonscan.Scanner, each func(into *T) error) ([]T, error) {
+	if s.Null() {
+		return nil, nil
+	}
+	out := []T{}
+	err := s.Array(func(int) error {
+		out = append(out, *new(T))
+		return each(&out[len(out)-1])
+	})
+	return out, err
+}
+
+func stringMap(s *jsonscan.Scanner) (map[string]string, error) {
+	if s.Null() {
+		return nil, nil
+	}
+	out := map[string]string{}
+	return out, s.Object(func(name []byte) error {
+		key := string(name)
+		value, err := s.String()
+		out[key] = value
+		return err
+	})
+}
+
+// pointer reads a value that is rare or small by encoding/json; null is nil.
+func pointer[T any](s *jsonscan.Scanner) (*T, error) {
+	if s.Null() {
+		return nil, nil
+	}
+	into := new(T)
+	return into, decode(s, into)
+}
+
+func decode(s *jsonscan.Scanner, into any) error {
+	raw, err := s.Raw()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, into)
 }

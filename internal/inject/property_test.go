@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/jsonscan"
 )
 
 // generated is a pod as people write them, of every shape that injection looks at.
@@ -147,10 +148,20 @@ func checkPod(t *testing.T, pod *corev1.Pod, cfg *inject.Config) {
 	if got, want := patched(t, pod, out), asJSON(t, out); !sameJSON(t, got, want) {
 		t.Errorf("the patch gives another pod:\n%s", cmp.Diff(generic(t, want), generic(t, got)))
 	}
-	var view inject.View
+	ops := inject.Patch(pod, out)
+	if got, want := cfg.AppendPatch(nil, ops), asJSON(t, ops); !bytes.Equal(got, want) {
+		t.Errorf("the patch is written as\n%s\nencoding/json writes\n%s", got, want)
+	}
+	var view, scanned inject.View
+	if err := scanned.Scan(jsonscan.New(asJSON(t, pod))); err != nil {
+		t.Error(err)
+	}
 	if err := json.Unmarshal(asJSON(t, pod), &view); err != nil {
 		t.Error(err)
-	} else if slim, ok := view.Pod(); ok == hasOurs(pod) {
+	} else if !reflect.DeepEqual(view, scanned) {
+		t.Errorf("the pod is scanned as\n%s\nencoding/json gives\n%s", asJSON(t, scanned), asJSON(t, view))
+	}
+	if slim, ok := view.Pod(); ok == hasOurs(pod) {
 		t.Errorf("the pod's View is enough: %t", ok)
 	} else if !ok {
 		// decoded whole

@@ -35,14 +35,14 @@ var proxyMounts = []corev1.VolumeMount{
 // Setting fsGroup, as Istio once did, would change the owner of the application's own volumes.
 func proxyVolumes() []corev1.Volume {
 	seconds := int64(43200)
-	field := func(path, of string) corev1.DownwardAPIVolumeFile {
+	item := func(path, of string) corev1.DownwardAPIVolumeFile {
 		return corev1.DownwardAPIVolumeFile{Path: path, FieldRef: &corev1.ObjectFieldSelector{FieldPath: of}}
 	}
 	return []corev1.Volume{
 		{Name: "workload-socket", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
 		{Name: "istio-envoy", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}},
 		{Name: "istio-podinfo", VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{
-			Items: []corev1.DownwardAPIVolumeFile{field("labels", "metadata.labels"), field("annotations", "metadata.annotations")},
+			Items: []corev1.DownwardAPIVolumeFile{item("labels", "metadata.labels"), item("annotations", "metadata.annotations")},
 		}}},
 		{Name: "istio-token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
 			Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
@@ -138,16 +138,19 @@ func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool
 		out.RestartPolicy = &always
 		// The kubelet calls this when the pod's end begins, while the application still runs: callers are asked to leave then, and
 		// the sidecar need not wait for them again when its own turn comes, after the application's.
-		out.Lifecycle = &corev1.Lifecycle{PreStop: agentHook("drain")}
+		out.Lifecycle = &corev1.Lifecycle{PreStop: drainHook}
 	} else if s.hold {
 		// The kubelet starts containers in order and waits for a postStart hook, which is what holds the application.
-		out.Lifecycle = &corev1.Lifecycle{PostStart: agentHook("wait")}
+		out.Lifecycle = &corev1.Lifecycle{PostStart: waitHook}
 	}
 	if !s.readiness.off {
 		c.addReadiness(&out, s)
 	}
 	return out
 }
+
+// The hooks of the sidecar itself, shared by all pods.
+var drainHook, waitHook = agentHook("drain"), agentHook("wait")
 
 // agentHook calls a command of the agent inside the sidecar's container.
 func agentHook(command string) *corev1.LifecycleHandler {
@@ -186,27 +189,21 @@ func (c *Config) addReadiness(to *corev1.Container, s *podSettings) {
 
 // env is what the agent reads. Nothing is here that it does not.
 func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, ports, probers string) []corev1.EnvVar {
-	from := func(name, path string) corev1.EnvVar {
-		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
-	}
-	env := []corev1.EnvVar{
-		from("POD_NAME", "metadata.name"),
-		from("POD_NAMESPACE", "metadata.namespace"),
-		from("INSTANCE_IP", "status.podIP"),
-		from("HOST_IP", "status.hostIP"),
-		from("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+	env := append(make([]corev1.EnvVar, 0, 24), // with what a pod may add, without growing
+		ofPod...)
+	env = append(env, []corev1.EnvVar{
 		{Name: "PROXY_CONFIG", Value: literal(s.proxyEnv)},
 		{Name: "CA_ADDR", Value: first(c.settings.Values.Global.CAAddress, s.proxy.GetDiscoveryAddress())},
 		{Name: "TRUST_DOMAIN", Value: c.TrustDomain()},
 		{Name: "ISTIO_META_CLUSTER_ID", Value: c.clusterID},
-		from("ISTIO_META_NODE_NAME", "spec.nodeName"),
+		nodeName,
 		{Name: "ISTIO_META_WORKLOAD_NAME", Value: w.name},
 		{Name: "ISTIO_META_OWNER", Value: w.uri(pod.Namespace)},
 		{Name: "ISTIO_META_MESH_ID", Value: literal(first(s.proxy.GetMeshId(), c.settings.Values.Global.MeshID, c.TrustDomain()))},
 		{Name: "ISTIO_META_INTERCEPTION_MODE", Value: "REDIRECT"},
 		{Name: "ISTIO_META_APP_CONTAINERS", Value: containerNames(pod.Spec.Containers)},
 		{Name: "ISTIO_META_POD_PORTS", Value: ports},
-	}
+	}...)
 	for _, limit := range []struct {
 		resource corev1.ResourceName
 		variable string
@@ -243,6 +240,22 @@ var (
 	cpuLimit    = &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.cpu", Divisor: resource.MustParse("1")}}
 	memoryLimit = &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{Resource: "limits.memory", Divisor: resource.MustParse("1")}}
 )
+
+// ofPod are the variables that the kubelet fills in. They are shared by all pods, as nobody changes them.
+var (
+	ofPod = []corev1.EnvVar{
+		field("POD_NAME", "metadata.name"),
+		field("POD_NAMESPACE", "metadata.namespace"),
+		field("INSTANCE_IP", "status.podIP"),
+		field("HOST_IP", "status.hostIP"),
+		field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+	}
+	nodeName = field("ISTIO_META_NODE_NAME", "spec.nodeName")
+)
+
+func field(name, path string) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
+}
 
 // literal keeps the kubelet from expanding $(NAME) in what a user wrote: in the value of a variable, $$ stands for $.
 func literal(s string) string { return strings.ReplaceAll(s, "$", "$$") }

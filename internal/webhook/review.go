@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/jsonscan"
 )
 
 // review is AdmissionReview of admission.k8s.io/v1, which v1beta1 equals in every field used here. It is not the API's type:
@@ -44,6 +46,38 @@ type response struct {
 	AuditAnnotations map[string]string `json:"auditAnnotations,omitempty"`
 }
 
+// append appends the answer's JSON, as json.Marshal would write it. Nearly all of it is the patch.
+func (a answer) append(b []byte) []byte {
+	member := func(name string, value any) {
+		data, err := json.Marshal(value)
+		if err != nil {
+			panic("encode answer: " + err.Error()) // strings and numbers
+		}
+		b = append(append(b, name...), data...)
+	}
+	r := a.Response
+	member(`{"apiVersion":`, a.APIVersion)
+	member(`,"kind":`, a.Kind)
+	member(`,"response":{"uid":`, r.UID)
+	member(`,"allowed":`, r.Allowed)
+	if r.Result != nil {
+		member(`,"status":`, r.Result)
+	}
+	if len(r.Patch) > 0 {
+		b = append(base64.StdEncoding.AppendEncode(append(b, `,"patch":"`...), r.Patch), '"')
+	}
+	if r.PatchType != "" {
+		member(`,"patchType":`, r.PatchType)
+	}
+	if len(r.Warnings) > 0 {
+		member(`,"warnings":`, r.Warnings)
+	}
+	if len(r.AuditAnnotations) > 0 {
+		member(`,"auditAnnotations":`, r.AuditAnnotations)
+	}
+	return append(b, "}}"...)
+}
+
 // asked is a request as the handler needs it.
 type asked struct {
 	apiVersion, kind, uid string
@@ -56,8 +90,7 @@ func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 		return nil, nil, errors.New("the body is empty")
 	}
 	// In one pass, for nearly every request there is.
-	var r review[inject.View]
-	if err := json.Unmarshal(body, &r); err == nil && r.Request != nil && r.Request.Object != nil {
+	if r, err := scanReview(body); err == nil && r.Request != nil && r.Request.Object != nil {
 		if pod, ok := r.Request.Object.Pod(); ok && (cfg == nil || !cfg.NeedsWhole(pod)) {
 			a, err := r.check()
 			return a, in(pod, r.Request.Namespace), err
@@ -80,6 +113,66 @@ func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 	}
 	return a, in(pod, raw.Request.Namespace), nil
 }
+
+// scanReview reads a request for injection's view of a pod. An error says only that another way must be tried.
+func scanReview(body []byte) (r review[inject.View], err error) {
+	s := jsonscan.New(body)
+	err = s.Object(func(name []byte) (err error) {
+		switch string(name) {
+		case "apiVersion":
+			r.APIVersion, err = s.String()
+		case "kind":
+			r.Kind, err = s.String()
+		case "request":
+			if s.Null() {
+				r.Request = nil
+				return nil
+			}
+			r.Request = &request[inject.View]{}
+			err = scanRequest(s, r.Request)
+		default:
+			err = s.Skip()
+		}
+		return err
+	})
+	if err == nil {
+		err = s.End()
+	}
+	return r, err
+}
+
+func scanRequest(s *jsonscan.Scanner, r *request[inject.View]) error {
+	return s.Object(func(name []byte) (err error) {
+		switch string(name) {
+		case "uid":
+			r.UID, err = s.String()
+		case "namespace":
+			r.Namespace, err = s.String()
+		case "operation":
+			r.Operation, err = s.String()
+		case "resource":
+			var raw []byte
+			if raw, err = s.Raw(); err == nil && string(raw) != podsResource {
+				err = json.Unmarshal(raw, &r.Resource)
+			} else if err == nil {
+				r.Resource = metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
+			}
+		case "object":
+			if s.Null() {
+				r.Object = nil
+				return nil
+			}
+			r.Object = &inject.View{}
+			err = r.Object.Scan(s)
+		default:
+			err = s.Skip()
+		}
+		return err
+	})
+}
+
+// podsResource is how an API server writes it.
+const podsResource = `{"group":"","version":"v1","resource":"pods"}`
 
 // in sets the namespace, which a pod's creator may leave to the request.
 func in(pod *corev1.Pod, namespace string) *corev1.Pod {
