@@ -107,7 +107,9 @@ func closed(err error) bool {
 	if _, ok := errors.AsType[*closedError](err); ok {
 		return true
 	}
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	// net/http keeps to itself the error for a connection that ends before the request is written; which of the two comes is chance.
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		err != nil && strings.HasSuffix(err.Error(), "http: server closed idle connection")
 }
 
 // answered makes a connection that was closed without an answer an error at once. The client library would take it for a hiccup
