@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -27,7 +28,7 @@ func FuzzAnnotation(f *testing.F) {
 	}
 	slices.Sort(names)
 	for i, value := range []string{"", "*", "80,443", "--", "80;id", "$(id)", "10.0.0.0/8", "fd00::/8,0.0.0.0/0", "true", "0", "-1", "1e3", "100m", "{}", "[]", `{"a":{}}`,
-		"concurrency: 2", "discoveryAddress: a:1", "warning", "default:info,xds:debug", "65536", "+80", "0x50", "80,", " 80 , 81 ", "::1%eth0/64", "\x00", "a\nb"} {
+		"concurrency: 2", "discoveryAddress: a:1", "warning", "default:info,xds:debug", "65536", "+80", "0x50", "80,", " 80 , 81 ", "::1%eth0/64", "\x00", "a\nb", "1e-30000000", `{"a":{"emptyDir":{"sizeLimit":"1e-30000000"}}}`} {
 		for j := range names {
 			if (i+j)%3 == 0 {
 				f.Add(uint16(j), value)
@@ -44,6 +45,9 @@ func FuzzAnnotation(f *testing.F) {
 		if err != nil {
 			if !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "Pod/shop/web") {
 				t.Errorf("the error does not name the pod and %s: %v", name, err)
+			}
+			if len(value) < 100 && !strings.Contains(err.Error(), strconv.Quote(value)) {
+				t.Errorf("the error does not show the value %q: %v", value, err)
 			}
 			return
 		}

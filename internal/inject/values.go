@@ -200,7 +200,7 @@ func (s *podSettings) useBootstrap() {
 // setResource notes one of the four resource annotations. Once a pod has one of them, they alone count, as in Istio.
 func setResource(name string) func(*podSettings, string) error {
 	return func(s *podSettings, value string) error {
-		q, err := resource.ParseQuantity(value)
+		q, err := parseQuantity(value)
 		if err != nil {
 			return errors.New("it is no quantity such as 100m, 0.5 or 128Mi")
 		}
@@ -298,6 +298,9 @@ func setUserMounts(s *podSettings, value string) error {
 
 // strictJSON refuses unknown fields: a typo would be dropped by the API server without a word.
 func strictJSON(data []byte, into any) error {
+	if err := CheckQuantities(data); err != nil {
+		return err
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {

@@ -67,6 +67,9 @@ func (s *Scanner) End() error {
 	return nil
 }
 
+// Kind is the first byte of the next value, which says what it is; 0 is the document's end. It takes nothing.
+func (s *Scanner) Kind() byte { return s.peek() }
+
 // Null takes a null, when that is the next value.
 func (s *Scanner) Null() bool {
 	if s.peek() == 'n' && s.word("null") == nil {

@@ -107,6 +107,9 @@ func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 	if raw.Request.Object == nil {
 		return a, nil, errors.New("the request has no object")
 	}
+	if err := inject.CheckQuantities(*raw.Request.Object); err != nil {
+		return a, nil, fmt.Errorf("the object is no pod: %w", err)
+	}
 	pod := &corev1.Pod{}
 	if err := json.Unmarshal(*raw.Request.Object, pod); err != nil {
 		return a, nil, fmt.Errorf("the object is no pod: %w", err)

@@ -254,6 +254,8 @@ func TestBadRequests(t *testing.T) {
 		{"no such path", "/injected", "application/json", string(good), 404, "not found"},
 		{"not a pod", "/inject", "application/json", strings.Replace(string(good), `"resource":"pods"`, `"resource":"nodes"`, 1), 200, "only pods can be injected"},
 		{"no object", "/inject", "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1","resource":{"version":"v1","resource":"pods"},"object":null}}`, 200, "the request has no object"},
+		{"a quantity that takes an hour to parse", "/inject", "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1","resource":{"version":"v1","resource":"pods"},"object":{"spec":{"containers":[{"name":"istio-proxy","resources":{"limits":{"cpu":1e-30000000}}}]}}}}`,
+			200, "1e-30000000 is no quantity of a resource: it has too many digits"},
 		{"a pod that is none", "/inject", "application/json", `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1","resource":{"version":"v1","resource":"pods"},"object":{"spec":[]}}}`, 200, "the object is no pod"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
