@@ -12,6 +12,7 @@ import (
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4" // what the API server itself applies patches with
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -35,6 +36,10 @@ func generated(r *rand.Rand) *corev1.Pod {
 		"sidecar.istio.io/proxyCPU", "50m", "sidecar.istio.io/nativeSidecar", pick(r, "true", "false"), "sidecar.istio.io/status", "{}",
 		"traffic.sidecar.istio.io/excludeInboundPorts", "22, 80", "sidecar.istio.io/rewriteAppHTTPProbers", pick(r, "true", "false"),
 		"proxy.istio.io/config", "concurrency: 4\nholdApplicationUntilProxyStarts: true", "status.sidecar.istio.io/port", pick(r, "0", "15021"),
+		"traffic.sidecar.istio.io/includeOutboundPorts", "9443", "traffic.sidecar.istio.io/excludeInterfaces", "eth1", "istio.io/reroute-virtual-interfaces", "docker0",
+		"sidecar.istio.io/bootstrapOverride", "mine", "sidecar.istio.io/proxyImageType", pick(r, "distroless", "default"), "sidecar.istio.io/statsInclusionPrefixes", "dns.",
+		"proxy.istio.io/overrides", pick(r, `{"containers":[{"name":"istio-proxy","args":["proxy","sidecar"],"env":[{"name":"MINE","value":"2"}]}]}`,
+			`{"initContainers":[{"name":"istio-init","resources":{"limits":{"cpu":"7"}}}]}`),
 		"sidecar.istio.io/userVolume", `{"extra":{"emptyDir":{}}}`, "kubectl.kubernetes.io/default-container", "c0")
 	if r.IntN(3) == 0 {
 		yes := true
@@ -45,6 +50,18 @@ func generated(r *rand.Rand) *corev1.Pod {
 	}
 	for i := range r.IntN(3) {
 		pod.Spec.InitContainers = append(pod.Spec.InitContainers, generatedContainer(r, fmt.Sprintf("i%d", i)))
+	}
+	if r.IntN(6) == 0 {
+		delete(pod.Annotations, "sidecar.istio.io/status") // with it, the container would be an injector's
+		users := usersContainer(r, inject.ProxyContainer)
+		if r.IntN(2) == 0 {
+			pod.Spec.Containers = slices.Insert(pod.Spec.Containers, r.IntN(len(pod.Spec.Containers)+1), users)
+		} else {
+			pod.Spec.InitContainers = append(pod.Spec.InitContainers, users)
+		}
+	}
+	if r.IntN(8) == 0 {
+		pod.Spec.InitContainers = append([]corev1.Container{usersContainer(r, inject.InitContainer)}, pod.Spec.InitContainers...)
 	}
 	for _, name := range []string{"data", "istio-token"} {
 		if r.IntN(4) == 0 {
@@ -67,7 +84,44 @@ func generatedContainer(r *rand.Rand, name string) corev1.Container {
 	for _, p := range []**corev1.Probe{&c.ReadinessProbe, &c.LivenessProbe, &c.StartupProbe} {
 		*p = generatedProbe(r)
 	}
+	if start, stop := generatedHook(r), generatedHook(r); start != nil || stop != nil {
+		c.Lifecycle = &corev1.Lifecycle{PostStart: start, PreStop: stop}
+	}
 	return c
+}
+
+// usersContainer is what a user changes of a container that injection adds.
+func usersContainer(r *rand.Rand, name string) corev1.Container {
+	c := corev1.Container{Name: name, Image: pick(r, "auto", "", "example.com/mine:1"), ImagePullPolicy: pick(r, corev1.PullAlways, "")}
+	if r.IntN(2) == 0 {
+		c.Env = []corev1.EnvVar{{Name: "MINE", Value: "1"}}
+	}
+	if r.IntN(2) == 0 {
+		user := pick(r, int64(0), 2000)
+		c.SecurityContext = &corev1.SecurityContext{RunAsUser: &user}
+	}
+	if r.IntN(3) == 0 {
+		c.Resources.Limits = corev1.ResourceList{"cpu": resource.MustParse("1500m"), "example.com/gpu": resource.MustParse("1")}
+	}
+	if r.IntN(3) == 0 {
+		c.Ports = []corev1.ContainerPort{{ContainerPort: 8443}}
+	}
+	if r.IntN(3) == 0 {
+		c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}}}
+	}
+	return c
+}
+
+func generatedHook(r *rand.Rand) *corev1.LifecycleHandler {
+	switch r.IntN(8) {
+	case 0:
+		return &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/hook", Port: pick(r, intstr.FromInt32(8080), intstr.FromString("http")), Scheme: pick[corev1.URIScheme](r, "", "HTTPS")}}
+	case 1:
+		return &corev1.LifecycleHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(9090)}}
+	case 2:
+		return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}
+	}
+	return nil
 }
 
 func generatedProbe(r *rand.Rand) *corev1.Probe {
