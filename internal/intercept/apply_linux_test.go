@@ -309,7 +309,18 @@ func TestVerifySaysWhatItCouldNotTry(t *testing.T) {
 		t.Errorf("without a route: %q, %v", notes, err)
 	}
 	var l net.Listener
-	in(t, p.pod, func() { l, _ = net.Listen("tcp4", ":15001") })
+	var listenErr error
+	in(t, p.pod, func() {
+		for range 1000 { // Verify's own listener may be going still
+			if l, listenErr = net.Listen("tcp4", ":15001"); listenErr == nil {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	if listenErr != nil {
+		t.Fatal(listenErr)
+	}
 	defer l.Close()
 	if notes, err := verify(); err != nil || len(notes) != 1 || !strings.Contains(notes[0], "port 15001 is in use") {
 		t.Errorf("with the proxy running: %q, %v", notes, err)

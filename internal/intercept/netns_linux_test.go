@@ -54,7 +54,24 @@ func newPods(t testing.TB, v6 bool) pods {
 	if v6 {
 		ip(t, "-n", p.pod, "-6", "route", "add", "default", "via", peerIP6)
 	}
+	awaitLinkLocal(t, p.pod)
 	return p
+}
+
+// awaitLinkLocal waits for the address that the kernel gives a device of its own accord, a moment after both ends are up.
+func awaitLinkLocal(t testing.TB, ns string) {
+	t.Helper()
+	for range 1000 {
+		out, err := exec.Command("ip", "-n", ns, "-6", "addr", "show", "dev", "eth0", "scope", "link").CombinedOutput()
+		if err != nil {
+			t.Fatalf("ip addr show: %v\n%s", err, out)
+		}
+		if strings.Contains(string(out), "fe80::") {
+			return
+		}
+		time.Sleep(5 * time.Millisecond) // the kernel's event would want a netlink library for this one place
+	}
+	t.Fatalf("eth0 of %s has no link-local address", ns)
 }
 
 func ip(t testing.TB, args ...string) {
