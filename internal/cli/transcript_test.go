@@ -51,7 +51,7 @@ func transcript(t *testing.T, path string) {
 	}
 	args := strings.Split(strings.TrimSpace(strings.ReplaceAll(part["args"], "$DIR", dir)), "\n")
 	got := run(t, dir, part["stdin"], args...)
-	got.stderr = strings.ReplaceAll(got.stderr, dir, "$DIR")
+	got.stdout, got.stderr = strings.ReplaceAll(got.stdout, dir, "$DIR"), strings.ReplaceAll(got.stderr, dir, "$DIR")
 	code := strconv.Itoa(got.code) + "\n"
 	if os.Getenv("UPDATE_GOLDEN") == "1" {
 		archive.Files = slices.Concat(inputs, []txtar.File{{Name: "code", Data: []byte(code)},

@@ -1,7 +1,6 @@
 package inject_test
 
 import (
-	"bytes"
 	"regexp"
 	"slices"
 	"strconv"
@@ -61,20 +60,31 @@ func FuzzAnnotation(f *testing.F) {
 	})
 }
 
-// FuzzStream: no stream crashes it, and what it wrote it reads and leaves alone.
+// FuzzStream: no stream crashes it, what it wrote it reads and leaves alone, and pods are as they are anywhere else.
 func FuzzStream(f *testing.F) {
 	f.Add("kind: Pod\napiVersion: v1\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n---\n# x\n")
 	f.Add("---\n--- {a: b}\n...\n%YAML 1.1\n---\n\"a\"\n")
 	f.Add(`{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"d"},"spec":{"template":{"spec":{"containers":[]}}}}]}`)
 	f.Add("apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c}\nspec: {jobTemplate: {spec: {template: {metadata: null, spec: &s {containers: [{name: a, readinessProbe: {tcpSocket: {port: 1}}}]}}}}}\n")
-	cfg := configFrom(f, "", "", "")
+	f.Add("x-c: &c\n  image: a\napiVersion: v1\nkind: PodList\nitems:\n- metadata: &m {name: a}\n  spec:\n    containers:\n    - <<: *c\n      name: a # a\n- metadata: *m\n  spec: {containers: [{name: istio-proxy}]}\n")
+	f.Add(manifests(7))
+	o := inject.StreamOptions{Config: configFrom(f, "", "", "")}
 	f.Fuzz(func(t *testing.T, in string) {
-		var out, again bytes.Buffer
-		if _, err := inject.Stream(strings.NewReader(in), &out, inject.StreamOptions{Config: cfg}); err != nil {
+		docs := o.Documents([]byte(in))
+		var whole strings.Builder
+		for _, d := range docs {
+			whole.Write(d.Head)
+			whole.Write(d.Before)
+		}
+		if whole.String() != in {
+			t.Fatalf("%q was cut into %q", in, whole.String())
+		}
+		if slices.ContainsFunc(docs, func(d inject.Document) bool { return d.Err != nil }) {
 			return
 		}
-		if _, err := inject.Stream(bytes.NewReader(out.Bytes()), &again, inject.StreamOptions{Config: cfg}); err != nil || again.String() != out.String() {
-			t.Errorf("a second run of\n%s\ngives (error %v)\n%s\nfirst\n%s", in, err, again.String(), out.String())
+		out := checkStream(t, in, o)
+		if again := checkStream(t, out, o); again != out {
+			t.Errorf("a second run of\n%s\ngives\n%s\nfirst\n%s", in, again, out)
 		}
 	})
 }

@@ -6,51 +6,86 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/ref"
 )
 
-// StreamOptions say how Stream injects.
+// MostStream is how many bytes a stream may have. Read as a tree, a document takes some fifty times its size.
+const MostStream = 64 << 20
+
+// StreamOptions say how a stream is injected.
 type StreamOptions struct {
 	Config *Config
 	// Namespace is that of objects that name none; "" is "default".
 	Namespace string
 }
 
-// Outcome is what Stream did with one object that has pods.
+// Outcome is what became of one object that has pods.
 type Outcome struct {
 	Document int     // counted from 1
+	Line     int     // of the stream, where the object begins, counted from 1
 	Object   ref.Ref // the object that has the pods: a Deployment rather than a Pod
 	Verdict  Verdict
 	Warnings []diag.Problem
 }
 
+// Document is one document of a stream and what became of it. Before and After together over all documents are the streams.
+type Document struct {
+	Number int    // counted from 1
+	Line   int    // of the stream, where its first line stands, counted from 1
+	Head   []byte // the separator line before it, "" for the first
+	Before []byte
+	After  []byte // the same slice as Before when nothing changed
+	// Outcomes are in the document's order. With an Err there are none.
+	Outcomes []Outcome
+	// Notes are sentences about what is passed on as it is and should perhaps not be.
+	Notes []string
+	// Err is a *DocumentError, nil when all is well.
+	Err error
+}
+
+// DocumentError says where in a stream something is wrong.
+type DocumentError struct {
+	Document, Line int
+	Err            error // a *RefusedError where an object cannot have a sidecar as it is written
+}
+
+func (e *DocumentError) Error() string {
+	return fmt.Sprintf("document %d, line %d: %v", e.Document, e.Line, e.Err)
+}
+
+func (e *DocumentError) Unwrap() error { return e.Err }
+
 // Stream reads a stream of YAML or JSON documents and writes it with sidecars: Pods, Deployments, StatefulSets, DaemonSets,
-// ReplicaSets, ReplicationControllers, Jobs, CronJobs, and Lists of them. A document in which nothing changes is written byte
-// for byte as it was read; a changed one keeps the order of its fields and, where YAML's rules let it, its comments. On an
-// error nothing more is written; it names the document and the object.
+// ReplicaSets, ReplicationControllers, Jobs, CronJobs, OpenShift's DeploymentConfigs, and Lists of them. A document in which
+// nothing changes is written byte for byte as it was read; so is what a changed one does not change of itself. With an error,
+// which tells of every document that is wrong, nothing is written.
 func Stream(in io.Reader, out io.Writer, o StreamOptions) ([]Outcome, error) {
-	if o.Namespace == "" {
-		o.Namespace = metav1.NamespaceDefault
-	}
-	all, err := io.ReadAll(in)
+	all, err := ReadStream(in)
 	if err != nil {
-		return nil, fmt.Errorf("read stream: %w", err)
+		return nil, err
 	}
 	var outcomes []Outcome
-	for i, doc := range splitDocuments(all) {
-		changed, done, err := o.document(i+1, doc.body)
-		if err != nil {
-			return outcomes, fmt.Errorf("document %d: %w", i+1, err)
+	var wrong []error
+	docs := o.Documents(all)
+	for i := range docs {
+		outcomes = append(outcomes, docs[i].Outcomes...)
+		if docs[i].Err != nil {
+			wrong = append(wrong, docs[i].Err)
 		}
-		outcomes = append(outcomes, done...)
-		for _, part := range [][]byte{doc.head, changed} {
+	}
+	if len(wrong) > 0 {
+		return outcomes, errors.Join(wrong...)
+	}
+	for i := range docs {
+		for _, part := range [][]byte{docs[i].Head, docs[i].After} {
 			if _, err := out.Write(part); err != nil {
 				return outcomes, fmt.Errorf("write stream: %w", err)
 			}
@@ -59,36 +94,146 @@ func Stream(in io.Reader, out io.Writer, o StreamOptions) ([]Outcome, error) {
 	return outcomes, nil
 }
 
-// document is one YAML document; head is the separator line before it, "" for the first.
-type document struct{ head, body []byte }
+// ReadStream reads all of a stream, which must not have more than MostStream bytes.
+func ReadStream(in io.Reader) ([]byte, error) {
+	all, err := io.ReadAll(io.LimitReader(in, MostStream+1))
+	if err != nil {
+		return nil, fmt.Errorf("read stream: %w", err)
+	}
+	if len(all) > MostStream {
+		return nil, fmt.Errorf("read stream: it has more than %d MiB: split it into several", MostStream>>20)
+	}
+	return all, nil
+}
+
+// Documents injects every document of a stream, several at a time.
+func (o StreamOptions) Documents(all []byte) []Document {
+	if o.Namespace == "" {
+		o.Namespace = metav1.NamespaceDefault
+	}
+	docs := splitDocuments(all)
+	next := make(chan *Document)
+	var running sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(docs)) {
+		running.Go(func() {
+			for d := range next {
+				o.inject(d)
+			}
+		})
+	}
+	for i := range docs {
+		next <- &docs[i]
+	}
+	close(next)
+	running.Wait()
+	return docs
+}
+
+// Workload is an object of a stream that has pods, and the pod that it would make.
+type Workload struct {
+	Document, Line int
+	Object         ref.Ref
+	Pod            *corev1.Pod
+
+	workload workload
+}
+
+// Inject is Pod for the workload's pod, with messages that name the workload.
+func (w Workload) Inject(c *Config) (out *corev1.Pod, warnings []diag.Problem, err error) {
+	return c.inject(w.Pod, w.workload, w.Object)
+}
+
+// Workloads reads a stream without injecting. visit is called for every other object of the stream, with its JSON; it may be
+// nil. The error tells of every document that is wrong.
+func (o StreamOptions) Workloads(all []byte, visit func(kind string, asJSON []byte)) (list []Workload, err error) {
+	if o.Namespace == "" {
+		o.Namespace = metav1.NamespaceDefault
+	}
+	var wrong []error
+	for _, d := range splitDocuments(all) {
+		p := o.parse(&d)
+		p.visit = func(w *podObject) error {
+			list = append(list, Workload{d.Number, p.line(w.path), w.subject, w.pod, w.workload})
+			return nil
+		}
+		p.other = visit
+		if err := p.run(); err != nil {
+			wrong = append(wrong, err)
+		}
+	}
+	return list, errors.Join(wrong...)
+}
 
 // splitDocuments cuts at the lines that begin with "---" (YAML 1.2.2, 9.1.2: they separate documents wherever they stand at
-// the beginning of a line). Nothing is lost: heads and bodies together are the input.
-func splitDocuments(all []byte) (docs []document) {
-	var cur document
+// the beginning of a line), and between JSON objects that follow each other, as kubectl does. Nothing is lost: heads and bodies
+// together are the input.
+func splitDocuments(all []byte) (docs []Document) {
+	var cur Document
 	start := 0
+	done := func(end int) {
+		cur.Before = all[start:end]
+		docs = append(docs, splitJSON(cur)...)
+	}
 	for at := 0; at < len(all); {
 		end := len(all)
 		if n := bytes.IndexByte(all[at:], '\n'); n >= 0 {
 			end = at + n + 1
 		}
-		if line := all[at:end]; separates(line) {
-			cur.body = all[start:at]
+		if text := all[at:end]; separates(text) {
 			if at > 0 {
-				docs = append(docs, cur)
+				done(at)
 			}
 			// What follows "--- " on the line is part of the document, unless it is a comment.
-			cur = document{head: line}
-			if rest := bytes.TrimSpace(line[3:]); len(rest) > 0 && rest[0] != '#' {
-				cur.head = line[:4]
+			cur = Document{Head: text}
+			if rest := bytes.TrimSpace(text[3:]); len(rest) > 0 && rest[0] != '#' {
+				cur.Head = text[:4]
 				end = at + 4
 			}
 			start = end
 		}
 		at = end
 	}
-	cur.body = all[start:]
-	return append(docs, cur)
+	done(len(all))
+	number := 0
+	for i := range docs {
+		if !onlyComments(docs[i].Before) {
+			number++ // as people count
+		}
+		docs[i].Number = max(number, 1)
+		docs[i].Line = 1
+		if i > 0 {
+			last := docs[i-1]
+			docs[i].Line = last.Line + bytes.Count(last.Before, []byte("\n"))
+		}
+		docs[i].Line += bytes.Count(docs[i].Head, []byte("\n"))
+		docs[i].After = docs[i].Before
+	}
+	return docs
+}
+
+// splitJSON cuts a document of several JSON objects into one for each.
+func splitJSON(d Document) []Document {
+	if text := bytes.TrimSpace(d.Before); len(text) == 0 || text[0] != '{' || json.Valid(text) {
+		return []Document{d}
+	}
+	var parts []Document
+	decoder := json.NewDecoder(bytes.NewReader(d.Before))
+	start := 0
+	for {
+		var value json.RawMessage
+		err := decoder.Decode(&value)
+		if errors.Is(err, io.EOF) {
+			parts[len(parts)-1].Before = append(parts[len(parts)-1].Before, d.Before[start:]...)
+			return parts
+		}
+		if err != nil || value[0] != '{' {
+			return []Document{d} // it is YAML, or says itself what is wrong
+		}
+		end := int(decoder.InputOffset())
+		parts = append(parts, Document{Before: d.Before[start:end:end]})
+		parts[0].Head = d.Head
+		start = end
+	}
 }
 
 func separates(line []byte) bool {
@@ -98,171 +243,57 @@ func separates(line []byte) bool {
 // onlyComments reports whether the document has nothing but comments and directives (%YAML 1.1), which alone are no document.
 func onlyComments(body []byte) bool {
 	for line := range bytes.Lines(body) {
-		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' && line[0] != '%' {
+		line = bytes.TrimSpace(bytes.TrimPrefix(line, []byte("\ufeff")))
+		if len(line) > 0 && line[0] != '#' && line[0] != '%' && string(line) != "..." {
 			return false
 		}
 	}
 	return true
 }
 
-// header is what every object has.
-type header struct {
-	metav1.TypeMeta
-	Metadata metav1.ObjectMeta `json:"metadata"`
-}
-
-func (o StreamOptions) document(number int, body []byte) ([]byte, []Outcome, error) {
-	if onlyComments(body) {
-		return body, nil, nil
+// inject fills in what becomes of a document.
+func (o StreamOptions) inject(d *Document) {
+	p := o.parse(d)
+	var ops []Op
+	var refused RefusedError
+	refusedLine := 0
+	p.visit = func(w *podObject) error {
+		outcome := Outcome{Document: d.Number, Line: p.line(w.path), Object: w.subject, Verdict: Decide(w.pod, o.Config)}
+		if outcome.Verdict.Inject || outcome.Verdict.Reason == AlreadyInjected {
+			after, warnings, err := o.Config.inject(w.pod, w.workload, w.subject)
+			var no *RefusedError
+			if errors.As(err, &no) {
+				refused.Problems = append(refused.Problems, no.Problems...)
+				if refusedLine == 0 {
+					refusedLine = p.problemLine(w, no.Problems[0])
+				}
+				return nil
+			}
+			if err != nil {
+				return p.wrong(w.path, err)
+			}
+			outcome.Warnings = warnings
+			ops = append(ops, prefixed(Patch(w.pod, after), w.path+w.at)...)
+		}
+		d.Outcomes = append(d.Outcomes, outcome)
+		return nil
 	}
-	asJSON, err := yaml.YAMLToJSON(body)
-	if err != nil {
-		return nil, nil, errors.New(yamlError(err))
+	err := p.run()
+	d.Notes = p.notes
+	if err == nil && len(refused.Problems) > 0 {
+		err = &DocumentError{d.Number, refusedLine, &refused}
 	}
-	ops, outcomes, err := o.object(asJSON, "")
-	if err != nil {
-		return nil, nil, err
-	}
-	for i := range outcomes {
-		outcomes[i].Document = number
-	}
-	if len(ops) == 0 {
-		return body, outcomes, nil
-	}
-	changed, err := applyToYAML(body, asJSON, ops)
-	if err != nil {
-		return nil, nil, err
-	}
-	return changed, outcomes, nil
-}
-
-// object gives the patch of one object of a document; path leads to it from the document's root.
-func (o StreamOptions) object(asJSON []byte, path string) ([]Op, []Outcome, error) {
-	var t metav1.TypeMeta
-	if json.Unmarshal(asJSON, &t) != nil {
-		return nil, nil, nil //nolint:nilerr // no Kubernetes object: a Helm values file, a plain list
-	}
-	if t.Kind == "List" && t.APIVersion == "v1" {
-		return o.list(asJSON, path)
-	}
-	at, has := templates[group(t.APIVersion)+"/"+t.Kind]
-	if !has {
-		return nil, nil, nil
-	}
-	h := header{TypeMeta: t}
-	if err := json.Unmarshal(asJSON, &h); err != nil {
-		return nil, nil, fmt.Errorf("read %s: %s", t.Kind, strings.TrimPrefix(err.Error(), "json: "))
-	}
-	if h.Metadata.Namespace == "" {
-		h.Metadata.Namespace = o.Namespace
-	}
-	pod, err := podOf(asJSON, h, at)
-	subject := ref.Ref{Group: group(h.APIVersion), Kind: h.Kind, Namespace: h.Metadata.Namespace, Name: first(h.Metadata.Name, h.Metadata.GenerateName+"*")}
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", subject, err)
-	}
-	outcome := Outcome{Object: subject, Verdict: Decide(pod, o.Config)}
-	if !outcome.Verdict.Inject {
-		return nil, []Outcome{outcome}, nil
-	}
-	w := workload{apiVersion: h.APIVersion, kind: h.Kind, name: first(h.Metadata.Name, strings.TrimRight(h.Metadata.GenerateName, "-."))}
-	if h.Kind == "Pod" || h.Kind == "ReplicaSet" || h.Kind == "Job" {
-		w = o.owned(pod, h)
-	}
-	after, warnings, err := o.Config.inject(pod, w, subject)
-	if err != nil {
-		return nil, nil, err
-	}
-	outcome.Warnings = warnings
-	return prefixed(Patch(pod, after), path+at), []Outcome{outcome}, nil
-}
-
-// list gives the patches of a List's items as one.
-func (o StreamOptions) list(asJSON []byte, path string) (ops []Op, outcomes []Outcome, err error) {
-	var l struct {
-		Items []json.RawMessage `json:"items"`
-	}
-	if err := json.Unmarshal(asJSON, &l); err != nil {
-		return nil, nil, fmt.Errorf("read List: %s", strings.TrimPrefix(err.Error(), "json: "))
-	}
-	for i, item := range l.Items {
-		more, done, err := o.object(item, fmt.Sprintf("%s/items/%d", path, i))
+	if err == nil && len(ops) > 0 {
+		if p.isJSON {
+			d.After, err = applyToJSON(d.Before, ops)
+		} else {
+			d.After, err = applyToYAML(d.Before, p.asJSON, p.root, ops)
+		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("items[%d]: %w", i, err)
-		}
-		ops, outcomes = append(ops, more...), append(outcomes, done...)
-	}
-	return ops, outcomes, nil
-}
-
-// owned finds the workload of an object that may have been made by a controller and exported from a cluster.
-func (o StreamOptions) owned(pod *corev1.Pod, h header) workload {
-	if h.Kind == "Pod" {
-		return workloadOf(pod)
-	}
-	yes := true
-	probe := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels,
-		OwnerReferences: []metav1.OwnerReference{{APIVersion: h.APIVersion, Kind: h.Kind, Name: h.Metadata.Name, Controller: &yes}}}}
-	if metav1.GetControllerOf(&h.Metadata) == nil {
-		probe.Labels = nil // nobody made it
-		if h.Kind == "Job" {
-			return workload{apiVersion: h.APIVersion, kind: h.Kind, name: h.Metadata.Name}
+			err = p.wrong("", err)
 		}
 	}
-	return workloadOf(&probe)
-}
-
-// templates are the kinds that have pods, and where.
-var templates = map[string]string{
-	"/Pod":                   "",
-	"/ReplicationController": "/spec/template",
-	"apps/Deployment":        "/spec/template",
-	"apps/StatefulSet":       "/spec/template",
-	"apps/DaemonSet":         "/spec/template",
-	"apps/ReplicaSet":        "/spec/template",
-	"batch/Job":              "/spec/template",
-	"batch/CronJob":          "/spec/jobTemplate/spec/template",
-	"extensions/Deployment":  "/spec/template",
-	"extensions/DaemonSet":   "/spec/template",
-	"extensions/ReplicaSet":  "/spec/template",
-}
-
-func group(apiVersion string) string {
-	g, _, found := strings.Cut(apiVersion, "/")
-	if !found {
-		return ""
+	if err != nil {
+		d.Err, d.Outcomes, d.After = err, nil, d.Before
 	}
-	return g
-}
-
-// podOf reads the pod, or the pod that a controller would make of the template.
-func podOf(asJSON []byte, h header, at string) (*corev1.Pod, error) {
-	type template struct {
-		Metadata metav1.ObjectMeta `json:"metadata"`
-		Spec     *corev1.PodSpec   `json:"spec"`
-	}
-	var found template
-	raw := json.RawMessage(asJSON)
-	for step := range strings.SplitSeq(strings.TrimPrefix(at, "/"), "/") {
-		if step == "" {
-			break
-		}
-		var fields map[string]json.RawMessage
-		if err := json.Unmarshal(raw, &fields); err != nil || fields[step] == nil {
-			return nil, fmt.Errorf("it has no %s", strings.ReplaceAll(strings.TrimPrefix(at, "/"), "/", "."))
-		}
-		raw = fields[step]
-	}
-	if err := json.Unmarshal(raw, &found); err != nil {
-		return nil, fmt.Errorf("read pod: %s", strings.TrimPrefix(err.Error(), "json: "))
-	}
-	if found.Spec == nil {
-		return nil, errors.New("its pod has no spec")
-	}
-	pod := &corev1.Pod{ObjectMeta: found.Metadata, Spec: *found.Spec}
-	pod.Namespace = h.Metadata.Namespace
-	if at != "" {
-		pod.Name, pod.GenerateName = "", h.Metadata.Name+"-"
-	}
-	return pod, nil
 }
