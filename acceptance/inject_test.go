@@ -109,8 +109,10 @@ func (c injectCase) run(t *testing.T, dir string, config map[string]any, compare
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, problems := inject.ParseConfig(mesh, c.config(t, dir, config), c.values(t, dir))
-	if cfg == nil {
+	settings, problems := inject.ParseSettings(mesh, c.config(t, dir, config), c.values(t, dir))
+	settings.Serves = inject.Everything() // the patch is judged, whoever serves the pod
+	cfg, more := settings.Compile()
+	if problems = append(problems, more...); cfg == nil {
 		for _, p := range problems {
 			if p.Severity == diag.Error {
 				return "the configuration is refused: " + p.String()

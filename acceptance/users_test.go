@@ -92,10 +92,11 @@ func capture(args []string) map[string]string {
 		"-u": "user", "--proxy-uid": "user", "-b": "inbound ports", "--inbound-ports": "inbound ports",
 		"-d": "excluded inbound ports", "--exclude-inbound-ports": "excluded inbound ports",
 		"-i": "outbound ranges", "--outbound-ranges": "outbound ranges", "-x": "excluded outbound ranges", "--exclude-outbound-ranges": "excluded outbound ranges",
-		"-o": "excluded outbound ports", "--exclude-outbound-ports": "excluded outbound ports", "-q": "outbound ports", "--outbound-ports": "outbound ports",
-		"-k": "virtual interfaces", "-c": "excluded interfaces",
+		"-o": "excluded outbound ports", "--exclude-outbound-ports": "excluded outbound ports", "-q": "outbound ports", "--include-outbound-ports": "outbound ports",
+		"-k": "virtual interfaces", "--reroute-interfaces": "virtual interfaces", "-c": "excluded interfaces", "--exclude-interfaces": "excluded interfaces",
+		"-m": "mode", "--interception-mode": "mode",
 	}
-	out := map[string]string{}
+	out := map[string]string{"mode": "REDIRECT"}
 	for i := 0; i+1 < len(args); i++ {
 		name := names[args[i]]
 		if name == "" {
@@ -107,7 +108,7 @@ func capture(args []string) map[string]string {
 			out[name] = value
 		}
 	}
-	if len(out) == 0 {
+	if len(out) == 1 {
 		return map[string]string{"arguments": fmt.Sprint(args)}
 	}
 	return out

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,8 +19,9 @@ type initFlags struct {
 	inboundPorts, excludeInboundPorts                      string
 	outboundRanges, excludeOutboundRanges, excludeOutbound string
 	includeOutbound, excludeInterfaces, rerouteInterfaces  string
+	ownPorts, mode                                         string
 	backend                                                string
-	dryRun, remove, verify                                 bool
+	dryRun, remove, verify, verifyOnly, captureDNS         bool
 }
 
 func initCommand(signals <-chan os.Signal) *cobra.Command {
@@ -52,10 +54,14 @@ func initCommand(signals <-chan os.Signal) *cobra.Command {
 	flags.StringVar(&f.includeOutbound, "include-outbound-ports", "", "outbound `ports` to capture also outside of --outbound-ranges")
 	flags.StringVar(&f.excludeInterfaces, "exclude-interfaces", "", "network `devices` whose traffic is not captured")
 	flags.StringVar(&f.rerouteInterfaces, "reroute-interfaces", "", "network `devices` of virtual machines or inner containers: what comes in by them counts as outbound")
+	flags.StringVar(&f.ownPorts, "own-ports", "15020,15021,15090", "`ports` where the sidecar itself answers: they are never captured")
+	flags.StringVar(&f.mode, "interception-mode", "REDIRECT", "how inbound traffic comes to the proxy: `REDIRECT`")
+	flags.BoolVar(&f.captureDNS, "capture-dns", false, "lead DNS queries to the agent (not carried out yet)")
 	flags.StringVar(&f.backend, "backend", "auto", "`name` of what programs the kernel: auto, iptables-nft, iptables-legacy, nft")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print the rules and change nothing")
 	flags.BoolVar(&f.remove, "remove", false, "take the rules away")
 	flags.BoolVar(&f.verify, "verify", true, "check the rules by a real connection")
+	flags.BoolVar(&f.verifyOnly, "verify-only", false, "install nothing, and check the rules that another program has installed; as the proxy's user, without NET_ADMIN")
 	return cmd
 }
 
@@ -75,6 +81,9 @@ func (f initFlags) run(cmd *cobra.Command, out io.Writer) error {
 	}
 	if f.remove {
 		return intercept.Remove(ctx, options)
+	}
+	if f.verifyOnly {
+		return verifyOnly(ctx, options, out)
 	}
 	began := time.Now()
 	result, err := intercept.Apply(ctx, options, backend)
@@ -107,6 +116,19 @@ func (f initFlags) run(cmd *cobra.Command, out io.Writer) error {
 	return nil
 }
 
+// verifyOnly is the whole work of istio-validation: a CNI plugin has set up the interception before any container starts.
+func verifyOnly(ctx context.Context, options intercept.Options, out io.Writer) error {
+	notes, err := intercept.Verify(ctx, options)
+	for _, note := range notes {
+		fmt.Fprintln(os.Stderr, "selvage-agent: note: "+note)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(out, "interception is in place")
+	return err
+}
+
 // options parses what injection passes on from a pod's annotations; each error names its flag.
 func (f initFlags) options() (o intercept.Options, b intercept.Backend, err error) {
 	o = intercept.Options{ProxyPort: f.proxyPort, InboundPort: f.inboundPort, ProxyUID: f.uid, ProxyGID: f.gid}
@@ -132,6 +154,14 @@ func (f initFlags) options() (o intercept.Options, b intercept.Backend, err erro
 	note("exclude-interfaces", err)
 	o.RerouteInterfaces, err = intercept.ParseInterfaces(f.rerouteInterfaces)
 	note("reroute-interfaces", err)
+	o.OwnPorts, err = intercept.ParsePortList(f.ownPorts)
+	note("own-ports", err)
+	if f.mode != "REDIRECT" {
+		note("interception-mode", fmt.Errorf("%q: this version intercepts by REDIRECT only", f.mode))
+	}
+	if f.captureDNS {
+		note("capture-dns", errors.New("this version does not answer DNS: queries would be sent to nobody"))
+	}
 	b, err = intercept.ParseBackend(f.backend)
 	note("backend", err)
 	note("proxy-port", o.Validate())

@@ -83,6 +83,15 @@ func TestInitPrintsItsRules(t *testing.T) {
 			t.Errorf("lacks %q:\n%s", line, out)
 		}
 	}
+	// The sidecar's own ports are never captured, whatever is excluded besides them.
+	for ports, args := range map[string][]string{"15020 15021 15090": nil, "16020 15021": {"--own-ports", "16020,15021"}} {
+		out, err := run(t, append([]string{"init", "--dry-run"}, args...)...)
+		for port := range strings.FieldsSeq(ports) {
+			if !strings.Contains(out, "-A ISTIO_INBOUND -p tcp -m tcp --dport "+port+" -j RETURN\n") {
+				t.Errorf("%v: port %s is captured:\n%s", err, port, out)
+			}
+		}
+	}
 	if out, err = run(t, "init", "--dry-run", "--backend", "nft"); err != nil || !strings.Contains(out, "table inet istio-proxy-nat {") {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -93,6 +102,9 @@ func TestArgumentsThatMeanNothingAreRefused(t *testing.T) {
 		"--exclude-inbound-ports: parse port \"80 -j ACCEPT\"": {"init", "--dry-run", "--exclude-inbound-ports", "80 -j ACCEPT"},
 		"--outbound-ranges: parse address range":               {"init", "--dry-run", "--outbound-ranges", "10.0.0.0/40"},
 		"--backend: parse backend":                             {"init", "--dry-run", "--backend", "ebpf"},
+		"--own-ports: parse port":                              {"init", "--dry-run", "--own-ports", "http"},
+		"this version intercepts by REDIRECT only":             {"init", "--dry-run", "--interception-mode", "TPROXY"},
+		"queries would be sent to nobody":                      {"init", "--dry-run", "--capture-dns"},
 		"bypass the mesh":                                      {"init", "--dry-run", "--proxy-uid", "0"},
 		"this agent runs sidecars":                             {"proxy", "router"},
 		"--log_output_level":                                   {"proxy", "sidecar", "--log_output_level", "default:loud"},
@@ -190,6 +202,16 @@ func TestInitInAPod(t *testing.T) {
 	in := []string{"netns", "exec", ns}
 	injected := []string{path, "init", "--proxy-port", "15001", "--inbound-port", "15006", "--proxy-uid", "1337", "--proxy-gid", "1337", "--inbound-ports", "*",
 		"--exclude-inbound-ports", "15020,15021,15090", "--outbound-ranges", "*", "--exclude-outbound-ranges", "", "--exclude-outbound-ports", ""}
+	// As istio-validation: an ordinary user without capabilities, the proxy's, before anything is installed and then again.
+	validation := append(append(append([]string{}, in...), "setpriv", "--reuid=1337", "--regid=1337", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"), append(injected, "--verify-only")...)
+	if out, err := do("ip", validation...); err == nil || !strings.Contains(out, "a connection to 10.88.7.2:15000 should have come to") {
+		t.Errorf("without rules: %v: %q", err, out)
+	}
+	defer func() {
+		if out, err := do("ip", validation...); err != nil || !strings.Contains(out, "interception is in place") || strings.Contains(out, "note:") {
+			t.Errorf("with rules: %v: %q", err, out)
+		}
+	}()
 	// The capabilities that injection gives, and no other.
 	limited := append([]string{"setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all,+net_admin,+net_raw"}, injected...)
 	for _, want := range []string{"interception rules installed with iptables-nft for IPv4 and IPv6, verified", "interception rules are in place already with iptables-nft for IPv4 and IPv6, verified"} {

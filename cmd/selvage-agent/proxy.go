@@ -60,6 +60,7 @@ func proxyCommand(signals <-chan os.Signal) *cobra.Command {
 	flags.Uint16Var(&f.ports.EnvoyPrometheus, "prometheus-port", f.ports.EnvoyPrometheus, "`port` of Envoy's own metrics")
 	flags.Uint16Var(&f.ports.Readiness, "readiness-port", f.ports.Readiness, "`port` of /healthz/ready")
 	flags.Uint16Var(&f.ports.Agent, "agent-port", f.ports.Agent, "`port` of merged metrics and the application's probes")
+	flags.Uint16Var(&f.ports.Status, "status-port", 0, "second `port` for all that is on --agent-port; 0 is none")
 	flags.Uint16Var(&f.ports.Inbound, "inbound-port", f.ports.Inbound, "`port` that inbound traffic is redirected to")
 	return cmd
 }

@@ -200,7 +200,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	parts.Go(func() error {
 		return status.New(status.Config{
-			Ready: a.ready, ReadyListener: listeners.ready, Listener: listeners.agent,
+			Ready: a.ready, ReadyListener: listeners.ready, Listeners: listeners.full(),
 			Probes: a.config.Probes, App: a.config.Pod.IP, ProxyMetrics: a.admin.url("/stats/prometheus"), Scrape: a.config.Scrape,
 			Registry: a.registry, Quit: a.Quit, Drain: func() { a.beginDrain(work) }, Log: a.config.Log,
 		}).Run(work)
@@ -234,10 +234,18 @@ func (a *Agent) Quit() { a.quitOnce.Do(func() { close(a.quit) }) }
 func (a *Agent) Kill() { a.killOnce.Do(func() { close(a.kill) }) }
 
 // listeners are opened before anything starts, so that a port or path that is taken is said at once.
-type listeners struct{ sds, xds, ready, agent net.Listener }
+type listeners struct{ sds, xds, ready, agent, status net.Listener }
+
+// full are those that serve all of the agent's paths.
+func (l *listeners) full() []net.Listener {
+	if l.status == nil {
+		return []net.Listener{l.agent}
+	}
+	return []net.Listener{l.agent, l.status}
+}
 
 func (l *listeners) close() {
-	for _, one := range []net.Listener{l.sds, l.xds, l.ready, l.agent} {
+	for _, one := range []net.Listener{l.sds, l.xds, l.ready, l.agent, l.status} {
 		if one != nil {
 			one.Close()
 		}
@@ -260,7 +268,10 @@ func (a *Agent) listen(ctx context.Context) (_ *listeners, err error) {
 	for _, p := range []struct {
 		port uint16
 		into *net.Listener
-	}{{a.config.Ports.Readiness, &l.ready}, {a.config.Ports.Agent, &l.agent}} {
+	}{{a.config.Ports.Readiness, &l.ready}, {a.config.Ports.Agent, &l.agent}, {a.config.Ports.Status, &l.status}} {
+		if p.port == 0 && p.into == &l.status {
+			continue
+		}
 		if *p.into, err = new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(int(p.port)))); err != nil {
 			return nil, fmt.Errorf("listen on the agent's port %d: %w; does the application use it?", p.port, err)
 		}

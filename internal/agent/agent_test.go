@@ -484,14 +484,29 @@ func TestMetricsOfAllThreeComeAsOne(t *testing.T) {
 	}))
 	defer appMetrics.Close()
 	port := uint16(appMetrics.Listener.Addr().(*net.TCPAddr).Port)
-	c.Scrape = &status.Scrape{Port: port, Path: "/metrics"}
+	c.Scrape = []status.Scrape{{Port: port, Path: "/metrics"}}
+	c.Ports.Status = freePort(t)
 	s := run(t, c)
 	p.set(appCluster(port), inboundListener(t, s.config.Ports.Inbound))
 	s.untilReady(200)
-	code, body := s.get(s.config.Ports.Agent, "/stats/prometheus")
-	for _, line := range []string{"shop_orders_total 7\n", "envoy_server_live{} 1", "istio_agent_xds_connected 1\n", "istio_agent_envoy_starts 1\n", "process_resident_memory_bytes"} {
-		if !strings.Contains(body+"\n", line) {
-			t.Errorf("%d lacks %q", code, line)
+	for _, at := range []uint16{s.config.Ports.Agent, s.config.Ports.Status} {
+		code, body := s.get(at, "/stats/prometheus")
+		for _, line := range []string{"shop_orders_total 7\n", "envoy_server_live{} 1", "istio_agent_xds_connected 1\n", "istio_agent_envoy_starts 1\n", "process_resident_memory_bytes"} {
+			if !strings.Contains(body+"\n", line) {
+				t.Errorf("%d lacks %q", code, line)
+			}
+		}
+	}
+}
+
+// TestTheAgentDoesNotScrapeItself: it would ask itself for ever.
+func TestTheAgentDoesNotScrapeItself(t *testing.T) {
+	c := newConfig(t, newPlane(t))
+	c.Ports.Status = freePort(t)
+	for _, port := range []uint16{c.Ports.Agent, c.Ports.Status} {
+		c.Scrape = []status.Scrape{{Port: port, Path: "/metrics"}}
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), "annotation prometheus.io/port") {
+			t.Errorf("port %d: %v", port, err)
 		}
 	}
 }

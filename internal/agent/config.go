@@ -42,7 +42,7 @@ type Config struct {
 	GraceRatio          float64
 
 	Probes status.Probes
-	Scrape *status.Scrape
+	Scrape []status.Scrape
 
 	// BootstrapOverride is a file whose JSON or YAML Envoy merges over its bootstrap (ISTIO_BOOTSTRAP_OVERRIDE); "" is none.
 	BootstrapOverride string
@@ -97,6 +97,7 @@ type Paths struct {
 type Ports struct {
 	Admin, EnvoyPrometheus uint16
 	Readiness, Agent       uint16
+	Status                 uint16 // serves what Agent does, too; 0 is none
 	Inbound                uint16 // of the listener that the control plane sends, whose connections are counted when draining
 }
 
@@ -179,7 +180,7 @@ func read(r *reader) (Config, error) {
 	r.parse("PROXY_CONFIG", false, func(s string) (err error) { c.Proxy, err = ParseProxyConfig(s); return err })
 	r.parse("ISTIO_KUBE_APP_PROBERS", false, func(s string) (err error) { c.Probes, err = status.ParseProbes(s); return err })
 	r.parse("ISTIO_PROMETHEUS_ANNOTATIONS", false, func(s string) (err error) {
-		c.Scrape, err = status.ParseScrape(s, c.Ports.Agent)
+		c.Scrape, err = status.ParseScrape(s)
 		return err
 	})
 	r.metadata(c.Metadata)
@@ -199,6 +200,11 @@ func (c Config) Validate() error {
 	}
 	if err := c.identity().Validate(); err != nil {
 		return fmt.Errorf("identity of the workload: %w", err)
+	}
+	for _, s := range c.Scrape {
+		if s.Port == c.Ports.Agent || s.Port == c.Ports.Status {
+			return fmt.Errorf("scrape the application on port %d: it is the agent's own (annotation prometheus.io/port)", s.Port)
+		}
 	}
 	for what, path := range map[string]string{"bootstrap": c.Paths.Bootstrap, "xDS socket": c.Paths.XDSSocket, "SDS socket": c.Paths.SDSSocket} {
 		if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/selvage-mesh/selvage/internal/agent/status"
 )
 
 // injected is the environment of a sidecar container.
@@ -36,7 +38,7 @@ func TestTheEnvironmentOfAnInjectedPod(t *testing.T) {
 	if !c.Drain.ExitOnZeroActiveConnections || c.Drain.Minimum != 2*time.Second || c.CertificateLifetime != time.Hour || c.GraceRatio != 0.4 {
 		t.Errorf("drain %+v, lifetime %s, ratio %g", c.Drain, c.CertificateLifetime, c.GraceRatio)
 	}
-	if len(c.Probes) != 1 || c.Scrape == nil || c.Scrape.Port != 9090 || c.Scrape.Path != "/m" {
+	if len(c.Probes) != 1 || len(c.Scrape) != 1 || c.Scrape[0] != (status.Scrape{Port: 9090, Path: "/m"}) {
 		t.Errorf("probes %v, scrape %v", c.Probes, c.Scrape)
 	}
 	c.Paths.PodInfo = t.TempDir()

@@ -23,6 +23,8 @@ const (
 	InjectionLabel Code = "SEL0022"
 	// RivalWebhooks marks a pod that the webhooks of several configurations would inject.
 	RivalWebhooks Code = "SEL0023"
+	// NotServed marks what injection understands and the agent of this build cannot serve yet: the pod would run and not work.
+	NotServed Code = "SEL0024"
 
 	// WebhookDrift marks a webhook configuration whose caBundle is not ours.
 	WebhookDrift Code = "SEL0040"

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -63,6 +64,9 @@ func (c *compiler) sidecar() {
 	v, s := c.settings.Values, &c.config.pod
 	p := v.Global.Proxy
 	s.uid, s.gid = proxyUID, proxyUID
+	s.serves = c.settings.Serves
+	c.config.privileged = p.Privileged
+	c.config.cni = cni{enabled: v.Pilot.CNI.Enabled, multus: v.Pilot.CNI.Provider == "multus"}
 	s.resources = c.resources(p.Resources)
 	for _, field := range []struct {
 		name, value string
@@ -110,17 +114,17 @@ func (c *compiler) probes(p Proxy) {
 	if p.StartupProbe.Enabled && p.StartupProbe.FailureThreshold < 1 {
 		c.report(diag.Error, "values.global.proxy.startupProbe.failureThreshold", "it must be at least 1", "")
 	}
+	s := &c.config.pod
+	s.statusPort = agentPort
 	if p.StatusPort != nil {
-		switch *p.StatusPort {
-		case 0:
-			r.off = true
-		case agentPort, readinessPort:
-		default:
-			if !c.config.templates.typed {
-				return
-			}
-			c.report(diag.Warning, "values.global.proxy.statusPort", fmt.Sprintf("port %d has no effect: the sidecar's readiness is always on %d, its metrics on %d", *p.StatusPort, readinessPort, agentPort), "")
-		}
+		s.statusPort, r.off = *p.StatusPort, *p.StatusPort == 0
+	}
+	if s.statusPort < 0 || s.statusPort > 65535 {
+		c.report(diag.Error, "values.global.proxy.statusPort", fmt.Sprintf("%d is no port", s.statusPort), "")
+	} else if err := checkAgentPort(s.statusPort); err != nil && c.config.templates.forAgent() {
+		c.report(diag.Error, "values.global.proxy.statusPort", err.Error(), "")
+	} else if s.statusPort > 0 && s.statusPort < 1024 && c.config.templates.forAgent() {
+		c.report(diag.Warning, "values.global.proxy.statusPort", lowPort(s.statusPort), "")
 	}
 }
 
@@ -146,7 +150,7 @@ func (c *compiler) mesh() {
 		c.config.pod.proxy = &meshv1alpha1.ProxyConfig{}
 		return
 	}
-	if c.config.templates.typed {
+	if c.config.templates.forAgent() {
 		c.agentsMesh()
 		m = c.config.settings.Mesh
 	}
@@ -162,18 +166,32 @@ func (c *compiler) mesh() {
 // agentsMesh reports what our own agent cannot do, and takes DNS capture away.
 func (c *compiler) agentsMesh() {
 	m, v := c.settings.Mesh, c.settings.Values
-	if capturesDNS(m.GetDefaultConfig().GetProxyMetadata()) {
+	if capturesDNS(m.GetDefaultConfig().GetProxyMetadata()) && !c.settings.Serves.DNSCapture {
 		// The rest of the mesh works without it. A pod that asks for it itself is refused.
-		c.problems = append(c.problems, meshProblem(v, diag.Warning, diag.UnsupportedField, "mesh.defaultConfig.proxyMetadata."+dnsCapture, "DNS capture is not carried out yet: pods ask the cluster's DNS"))
+		c.problems = append(c.problems, meshProblem(v, diag.Warning, diag.NotServed, "mesh.defaultConfig.proxyMetadata."+dnsCapture, "DNS capture is not carried out yet: pods ask the cluster's DNS"))
 		m = proto.Clone(m).(*meshv1alpha1.MeshConfig)
 		delete(m.GetDefaultConfig().GetProxyMetadata(), dnsCapture)
 		c.config.settings.Mesh = m
 	}
-	if err := checkProxyConfig(m.GetDefaultConfig()); err != nil {
-		c.problems = append(c.problems, meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.defaultConfig", err.Error()))
+	if err := checkProxyConfig(m.GetDefaultConfig(), c.settings.Serves); err != nil {
+		p := meshProblem(v, diag.Error, diag.InvalidMeshConfig, "mesh.defaultConfig", err.Error())
+		var notServed *notServedError
+		if errors.As(err, &notServed) {
+			p.Code, p.Hint = diag.NotServed, notServed.hint
+		}
+		c.problems = append(c.problems, p)
 	}
 	for _, field := range notCarriedOut(m.GetDefaultConfig()) {
 		c.problems = append(c.problems, meshProblem(v, diag.Warning, diag.UnsupportedField, "mesh.defaultConfig."+field, "it is not carried out yet: it has no effect"))
+	}
+}
+
+// notServed reports what the configuration asks for and nobody serves.
+func (c *compiler) notServed(field string, err error) {
+	var refused *notServedError
+	if errors.As(err, &refused) {
+		c.report(diag.Error, field, refused.detail, refused.hint)
+		c.problems[len(c.problems)-1].Code = diag.NotServed
 	}
 }
 
@@ -212,8 +230,8 @@ func (c *compiler) resources(r *Resources) (out corev1.ResourceRequirements) {
 // unsupported reports what is switched on and not carried out. What would leave traffic outside the mesh is an error.
 func (c *compiler) unsupported() {
 	v := c.settings.Values
-	if v.Pilot.CNI.Enabled {
-		c.report(diag.Error, "values.pilot.cni.enabled", "interception by a CNI plugin is not supported yet: pods would be left without interception", "set it to false")
+	if err := c.settings.Serves.cni(); err != nil && v.Pilot.CNI.Enabled {
+		c.notServed("values.pilot.cni.enabled", err)
 	}
 	if p := v.Global.CertProvider; p != "" && p != "istiod" {
 		c.report(diag.Error, "values.global.pilotCertProvider", fmt.Sprintf("certificates of %q are not supported", p), "use istiod")

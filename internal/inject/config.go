@@ -40,6 +40,8 @@ type Config struct {
 	podPolicy   corev1.PullPolicy
 	secrets     []corev1.LocalObjectReference
 	seccomp     *corev1.SeccompProfile
+	privileged  bool // the containers that are added
+	cni         cni
 
 	templates *templateSet
 	document  map[string]any // the values as templates read them; shared, not to be changed
@@ -115,7 +117,7 @@ func (s Settings) Compile() (*Config, []diag.Problem) {
 	c.templateSet()
 	c.images()
 	c.sidecar()
-	if c.config.templates.typed { // what another template does with the values is its own affair
+	if c.config.templates.forAgent() { // what another template does with the values is its own affair
 		c.unsupported()
 	}
 	c.values()

@@ -31,6 +31,7 @@ type View struct {
 		HostNetwork      bool                          `json:"hostNetwork"`
 		OS               *corev1.PodOS                 `json:"os"`
 		SecurityContext  *securityView                 `json:"securityContext"`
+		ServiceAccount   string                        `json:"serviceAccountName"`
 	} `json:"spec"`
 }
 
@@ -61,7 +62,7 @@ func (v *View) Pod() (pod *corev1.Pod, ok bool) {
 	pod.Spec.Containers = containersOf(v.Spec.Containers)
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			if list[i].Name == ProxyContainer || list[i].Name == InitContainer {
+			if isOurs(list[i].Name) {
 				return nil, false
 			}
 		}
@@ -69,6 +70,7 @@ func (v *View) Pod() (pod *corev1.Pod, ok bool) {
 	for i := range v.Spec.Volumes {
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: v.Spec.Volumes[i].Name})
 	}
+	pod.Spec.ServiceAccountName = v.Spec.ServiceAccount
 	pod.Spec.ImagePullSecrets, pod.Spec.HostNetwork, pod.Spec.OS = v.Spec.ImagePullSecrets, v.Spec.HostNetwork, v.Spec.OS
 	if sc := v.Spec.SecurityContext; sc != nil {
 		pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: sc.RunAsUser, RunAsGroup: sc.RunAsGroup}
@@ -185,6 +187,8 @@ func (v *View) scanSpec(s *jsonscan.Scanner) error {
 			p.OS, err = pointer[corev1.PodOS](s)
 		case "securityContext":
 			p.SecurityContext, err = scanSecurity(s)
+		case "serviceAccountName":
+			p.ServiceAccount, err = s.String()
 		default:
 			err = s.Skip()
 		}

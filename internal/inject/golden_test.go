@@ -16,7 +16,8 @@ import (
 )
 
 // TestGolden runs testdata/*.txtar: the comment says what is shown; `in.yaml` is a stream; `mesh.yaml`, `config.yaml` and
-// `values.yaml` (optional) are the injector's documents; `kubernetes` (optional) the cluster's minor version. Wanted are
+// `values.yaml` (optional) are the injector's documents; `kubernetes` (optional) the cluster's minor version; `serves` (optional) says
+// that everything is served, so that the patch for what the agent cannot serve yet is seen. Wanted are
 // `out.yaml`, the stream with sidecars, and `said`, what the user is told. UPDATE_GOLDEN=1 rewrites them.
 func TestGolden(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txtar")
@@ -67,7 +68,12 @@ func runStream(t *testing.T, part map[string][]byte) (out, said string) {
 	t.Helper()
 	var lines []string
 	say := func(s string) { lines = append(lines, strings.Split(s, "\n")...) }
-	cfg, problems := inject.ParseConfig(part["mesh.yaml"], part["config.yaml"], part["values.yaml"])
+	settings, problems := inject.ParseSettings(part["mesh.yaml"], part["config.yaml"], part["values.yaml"])
+	if part["serves"] != nil {
+		settings.Serves = inject.Everything()
+	}
+	cfg, more := settings.Compile()
+	problems = append(problems, more...)
 	for _, p := range problems {
 		say(p.String())
 	}
@@ -104,6 +110,20 @@ func podFrom(t testing.TB, text string) *corev1.Pod {
 		t.Fatal(err)
 	}
 	return pod
+}
+
+// servingConfig is configFrom for a mesh whose agent serves everything.
+func servingConfig(t testing.TB, mesh, config, values string) *inject.Config {
+	t.Helper()
+	settings, problems := inject.ParseSettings([]byte(mesh), []byte(config), []byte(values))
+	settings.Serves = inject.Everything()
+	cfg, more := settings.Compile()
+	for _, p := range append(problems, more...) {
+		if p.Severity == diag.Error {
+			t.Fatal(p)
+		}
+	}
+	return cfg
 }
 
 // configFrom compiles the defaults with values laid over them.

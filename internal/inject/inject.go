@@ -25,6 +25,11 @@ const (
 	InitContainer  = "istio-init"
 )
 
+// isOurs reports whether a container has a name that injection gives.
+func isOurs(name string) bool {
+	return name == ProxyContainer || name == InitContainer || name == validationContainer
+}
+
 // Ports of the sidecar. They are fixed: the agent serves them and the interception rules know them.
 const (
 	outboundPort  = 15001 // Envoy, outbound capture

@@ -44,7 +44,7 @@ type patch struct{ ops []Op }
 
 func (p *patch) add(op, path string, value any) { p.ops = append(p.ops, Op{op, path, value}) }
 
-// strings adds what is new or different in a map; injection never takes a key away.
+// strings adds what is new or different in a map, and takes away what is gone.
 func (p *patch) strings(path string, before, after map[string]string) {
 	if len(before) == 0 {
 		if len(after) > 0 {
@@ -55,6 +55,11 @@ func (p *patch) strings(path string, before, after map[string]string) {
 	for _, key := range sortedKeys(after) {
 		if old, has := before[key]; !has || old != after[key] {
 			p.add("add", path+"/"+escape(key), after[key])
+		}
+	}
+	for _, key := range sortedKeys(before) {
+		if _, has := after[key]; !has {
+			p.add("remove", path+"/"+escape(key), nil)
 		}
 	}
 }
@@ -79,7 +84,7 @@ func appended[T any](p *patch, path string, before, after []T) {
 
 // taken removes the containers that injection adds itself, and returns the others.
 func (p *patch) taken(path string, list []corev1.Container) []corev1.Container {
-	ours := func(c corev1.Container) bool { return c.Name == ProxyContainer || c.Name == InitContainer }
+	ours := func(c corev1.Container) bool { return isOurs(c.Name) }
 	if !slices.ContainsFunc(list, ours) {
 		return list
 	}

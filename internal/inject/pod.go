@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"istio.io/api/annotation"
 	"istio.io/api/label"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -47,12 +49,15 @@ func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.P
 		return nil, warnings, err
 	}
 	if injected(pod) {
+		if c.outdated(pod, &settings) {
+			return c.byTemplates(pod, []*podTemplate{shipped()[sidecarTemplate]}, w, subject)
+		}
 		out, late := c.lateProbes(pod, &settings, subject)
 		return out, late, nil
 	}
-	written := pod
-	pod, changes := takeOverrides(written, settings.overrides, InitContainer, ProxyContainer)
-	warnings = append(warnings, changes.strangers(subject, InitContainer, ProxyContainer)...)
+	written, added := pod, c.added(&settings)
+	pod, changes := takeOverrides(written, settings.overrides, added...)
+	warnings = append(warnings, changes.strangers(subject, added...)...)
 	if err := settings.useIDs(changes, subject); err != nil {
 		return nil, warnings, err
 	}
@@ -68,24 +73,30 @@ func (c *Config) inject(pod *corev1.Pod, w workload, subject ref.Ref) (*corev1.P
 	warnings = append(warnings, conflicts(pod, &settings, subject)...)
 
 	out := *pod
-	probers := map[string]*corev1.Probe{}
+	probes := probeRewrite{port: settings.probePort(), probers: map[string]*corev1.Probe{}, subject: subject}
 	if settings.rewriteProbes && !settings.readiness.off {
-		var left []diag.Problem
-		out.Spec.InitContainers = rewriteProbes(pod.Spec.InitContainers, native, probers, &left, subject)
-		out.Spec.Containers = rewriteProbes(pod.Spec.Containers, native || settings.hold, probers, &left, subject)
-		warnings = append(warnings, left...)
+		out.Spec.InitContainers = probes.containers(pod.Spec.InitContainers, native)
+		out.Spec.Containers = probes.containers(pod.Spec.Containers, native || settings.hold)
+		warnings = append(warnings, probes.left...)
 	}
 	name := first(pod.Labels[label.ServiceWorkloadName.Name], w.name)
 	ports := podPorts(written.Spec.Containers) // also those that the user's part of the sidecar declares
-	proxy := c.proxyContainer(&settings, c.env(pod, &settings, workload{w.apiVersion, w.kind, w.name}.named(name), ports, probersJSON(probers)), native)
+	proxy := c.proxyContainer(&settings, c.env(pod, &settings, workload{w.apiVersion, w.kind, w.name}.named(name), ports, probersJSON(probes.probers)), native)
 	status := statusJSON{Revision: c.Revision()}
-	c.place(&out, &status, changes.apply(c.initContainer(&settings)), changes.apply(proxy), settings.hold)
+	place := placing{first: c.cni.enabled, hold: settings.hold}
+	if c.initName(&settings) != "" {
+		initial := changes.apply(c.initContainer(&settings))
+		place.initial = &initial
+	}
+	place.put(&out, &status, settings.keepRoot(changes.apply(proxy)))
 	c.addVolumes(&out, &status, settings.userVolumes, func(name string) {
 		warnings = append(warnings, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject, Field: "spec.volumes[" + name + "]",
 			Detail: "the sidecar mounts the pod's own volume of this name instead of its own", Hint: "rename the pod's volume"})
 	})
 	c.addSecrets(&out, &status)
-	out.Annotations = with(pod.Annotations, c.addedAnnotations(pod, &settings))
+	out.Annotations = with(pod.Annotations, nil)
+	settings.scrape.annotate(out.Annotations)
+	maps.Copy(out.Annotations, c.addedAnnotations(pod, &settings))
 	key, value := status.annotation()
 	out.Annotations[key] = value
 	if pod != written {
@@ -110,22 +121,77 @@ func (c *Config) useNative(s *podSettings, pod *corev1.Pod) (native bool, note s
 	return want && !c.nativeMissing, note
 }
 
-// place puts the two containers where they belong. A native sidecar starts before the user's init containers, which then have
-// the mesh; a classic one starts after them, so the interception must be set up last, or they would have no network at all.
-func (c *Config) place(out *corev1.Pod, status *statusJSON, initial, proxy corev1.Container, hold bool) {
-	inits, apps := out.Spec.InitContainers, out.Spec.Containers
-	if proxy.RestartPolicy != nil {
-		out.Spec.InitContainers = append([]corev1.Container{initial, proxy}, inits...)
-		status.InitContainers = []string{InitContainer, ProxyContainer}
-		return
+// added are the containers that injection adds to a pod.
+func (c *Config) added(s *podSettings) []string {
+	if name := c.initName(s); name != "" {
+		return []string{name, ProxyContainer}
 	}
-	out.Spec.InitContainers = append(inits[:len(inits):len(inits)], initial)
-	if hold {
-		out.Spec.Containers = append([]corev1.Container{proxy}, apps...)
+	return []string{ProxyContainer}
+}
+
+// outdated reports whether an earlier injection added other containers to a pod than this one would: the mesh has changed its way of
+// interception since, or the sidecar's kind. Such a pod is injected anew; what the user wants changed in the sidecar stays.
+func (c *Config) outdated(pod *corev1.Pod, s *podSettings) bool {
+	before := statusOf(pod)
+	if before == nil {
+		return false
+	}
+	now, apps, rest := c.added(s), 0, *pod
+	rest.Spec.Containers = without(pod.Spec.Containers, []string{ProxyContainer})
+	if native, _ := c.useNative(s, &rest); !native {
+		now, apps = now[:len(now)-1], 1
+	}
+	return !slices.Equal(before.InitContainers, now) || len(before.Containers) != apps || apps == 1 && before.Containers[0] != ProxyContainer
+}
+
+// keepRoot keeps the sidecar root where it must be, whatever the user wrote.
+func (s *podSettings) keepRoot(proxy corev1.Container) corev1.Container {
+	if s.mode != meshv1alpha1.ProxyConfig_TPROXY {
+		return proxy
+	}
+	root, no, copied := int64(0), false, *proxy.SecurityContext
+	copied.RunAsUser, copied.RunAsNonRoot = &root, &no
+	proxy.SecurityContext = &copied
+	return proxy
+}
+
+// placing is where the containers belong. A native sidecar starts before the user's init containers, which then have the mesh; a
+// classic one starts after them, so the interception must be set up last, or they would have no network at all. What a plugin has set
+// up is there before all of them, and checked first.
+type placing struct {
+	initial *corev1.Container // nil for none
+	first   bool
+	hold    bool
+}
+
+func (p placing) put(out *corev1.Pod, status *statusJSON, proxy corev1.Container) {
+	inits, apps := out.Spec.InitContainers, out.Spec.Containers
+	var ours []corev1.Container
+	if p.initial != nil {
+		ours = append(ours, *p.initial)
+		status.InitContainers = append(status.InitContainers, p.initial.Name)
+	}
+	native := proxy.RestartPolicy != nil
+	if native {
+		ours = append(ours, proxy)
+		status.InitContainers = append(status.InitContainers, ProxyContainer)
 	} else {
+		status.Containers = []string{ProxyContainer}
+	}
+	switch {
+	case len(ours) == 0:
+	case native || p.first:
+		out.Spec.InitContainers = append(ours, inits...)
+	default:
+		out.Spec.InitContainers = append(inits[:len(inits):len(inits)], ours...)
+	}
+	switch {
+	case native:
+	case p.hold:
+		out.Spec.Containers = append([]corev1.Container{proxy}, apps...)
+	default:
 		out.Spec.Containers = append(apps[:len(apps):len(apps)], proxy)
 	}
-	status.InitContainers, status.Containers = []string{InitContainer}, []string{ProxyContainer}
 }
 
 // addVolumes adds the sidecar's volumes. One of the pod's own of the same name is kept, and said.
@@ -213,8 +279,7 @@ func conflicts(pod *corev1.Pod, s *podSettings, subject ref.Ref) (out []diag.Pro
 			warn(app, "securityContext.runAsGroup", fmt.Sprintf("%d is the sidecar's group: what this container sends bypasses the mesh", s.gid), "run it as another group")
 		}
 		for _, port := range app.Ports {
-			switch port.ContainerPort {
-			case outboundPort, inboundPort, agentPort, readinessPort, envoyPromPort, 15000, 15053:
+			if p := port.ContainerPort; isMeshPort(p) || p == s.agentPort || p == s.statusPort && p != 0 {
 				warn(app, "ports", fmt.Sprintf("port %d is the sidecar's: one of the two cannot listen", port.ContainerPort), "let the container listen on another port")
 			}
 		}

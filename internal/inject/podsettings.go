@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,9 +34,16 @@ type podSettings struct {
 	userMounts      []corev1.VolumeMount
 	overrides       *overrides // of the annotation
 	uid, gid        int64      // of the sidecar's container: the interception leaves them alone
-	imageType       string     // "distroless": ends the tag of an image that has no type of its own
-	ownImage        bool       // image is the pod's own, as a whole
-	bootstrap       string     // ConfigMap with what Envoy merges over its bootstrap
+	serves          Serves
+	mode            meshv1alpha1.ProxyConfig_InboundInterceptionMode
+	captureDNS      bool
+	agentPort       int32 // where the agent answers: metrics, the application's probes and hooks
+	statusPort      int32 // where it answers too, and the interception leaves alone; 0 when the status is off
+	ownStatusPort   bool  // statusPort is the pod's own wish: the kubelet's probes go there
+	scrape          scrape
+	imageType       string // "distroless": ends the tag of an image that has no type of its own
+	ownImage        bool   // image is the pod's own, as a whole
+	bootstrap       string // ConfigMap with what Envoy merges over its bootstrap
 	metadata        []corev1.EnvVar
 	statsFlush      time.Duration
 	statsEviction   time.Duration
@@ -92,6 +100,11 @@ func (c *Config) settingsOf(pod *corev1.Pod, subject ref.Ref) (s podSettings, wa
 	}
 	c.mergeProxyConfigs(&s, pod)
 	if len(names) == 0 && s.proxy == c.pod.proxy {
+		c.mountCertificates(&s, pod)
+		s.useStatusPort()
+		if err := s.useScrape(pod.Annotations); err != nil {
+			return s, nil, notScrapable(subject, err)
+		}
 		return s, nil, nil
 	}
 	slices.Sort(names)
@@ -114,6 +127,11 @@ func (c *Config) settingsOf(pod *corev1.Pod, subject ref.Ref) (s podSettings, wa
 	if err := s.checkStatsIntervals(); err != nil {
 		name := annotation.SidecarStatsEvictionInterval.Name
 		refused = append(refused, invalidAnnotation(subject, name, pod.Annotations[name], err))
+	}
+	c.mountCertificates(&s, pod)
+	s.useStatusPort()
+	if err := s.useScrape(pod.Annotations); err != nil {
+		refused = append(refused, notScrapable(subject, err).Problems...)
 	}
 	s.useBootstrap()
 	if !s.ownImage {
@@ -171,6 +189,10 @@ func invalidAnnotation(subject ref.Ref, name, value string, err error) diag.Prob
 	}
 	p := annotationProblem(subject, name, diag.InvalidAnnotation, diag.Error)
 	p.Detail = fmt.Sprintf("cannot use %q: %v", value, err)
+	var notServed *notServedError
+	if errors.As(err, &notServed) {
+		p.Code, p.Hint = diag.NotServed, notServed.hint
+	}
 	return p
 }
 

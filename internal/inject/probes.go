@@ -26,13 +26,20 @@ const (
 	appLifecycle = "/app-lifecycle/"
 )
 
-// rewriteProbes returns the containers with their probes sent to the agent, and notes the originals in probers. Containers and
-// probes that stay are shared with the input. left gets a warning for each probe that could not be rewritten. first says that the
-// sidecar runs before the containers of the list do.
-func rewriteProbes(list []corev1.Container, first bool, probers map[string]*corev1.Probe, left *[]diag.Problem, subject ref.Ref) []corev1.Container {
+// probeRewrite sends the probes of containers to the agent.
+type probeRewrite struct {
+	port    int32                    // of the agent
+	probers map[string]*corev1.Probe // what the agent is to ask, by its path: containers adds to it
+	subject ref.Ref
+	left    []diag.Problem // a warning for each probe that could not be rewritten
+}
+
+// containers returns the containers with their probes sent to the agent. Containers and probes that stay are shared with the input.
+// first says that the sidecar runs before the containers of the list do.
+func (r *probeRewrite) containers(list []corev1.Container, first bool) []corev1.Container {
 	var out []corev1.Container
 	warn := func(c *corev1.Container, field, detail, hint string) {
-		*left = append(*left, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: subject,
+		r.left = append(r.left, diag.Problem{Code: diag.InvalidField, Severity: diag.Warning, Object: r.subject,
 			Field: fmt.Sprintf("spec.containers[%s].%s", c.Name, field), Detail: detail, Hint: hint})
 	}
 	changed := func(i int) *corev1.Container {
@@ -43,7 +50,7 @@ func rewriteProbes(list []corev1.Container, first bool, probers map[string]*core
 	}
 	for i := range list {
 		original := &list[i]
-		if original.Name == ProxyContainer || original.Name == InitContainer {
+		if isOurs(original.Name) {
 			continue
 		}
 		for _, kind := range probeKinds {
@@ -51,7 +58,7 @@ func rewriteProbes(list []corev1.Container, first bool, probers map[string]*core
 			if probe == nil || rewritten(probe, path) {
 				continue
 			}
-			agents, asked, err := toAgent(probe, path, original.Ports)
+			agents, asked, err := r.toAgent(probe, path, original.Ports)
 			if err != nil {
 				warn(original, kind.field, fmt.Sprintf("the probe stays as it is and may fail in the mesh: %v", err), "")
 				continue
@@ -60,14 +67,14 @@ func rewriteProbes(list []corev1.Container, first bool, probers map[string]*core
 				continue
 			}
 			*kind.of(changed(i)) = agents
-			probers[path] = asked
+			r.probers[path] = asked
 		}
 		if original.Lifecycle == nil {
 			continue
 		}
 		hooks := *original.Lifecycle
 		for _, kind := range hookKinds {
-			agents, asked := hookToAgent(*kind.of(&hooks), appLifecycle+original.Name+"/"+kind.path, original.Ports)
+			agents, asked := r.hookToAgent(*kind.of(&hooks), appLifecycle+original.Name+"/"+kind.path, original.Ports)
 			switch {
 			case asked == nil:
 			case agents == nil:
@@ -78,7 +85,7 @@ func rewriteProbes(list []corev1.Container, first bool, probers map[string]*core
 				*kind.of(&hooks) = agents
 				copied := hooks
 				changed(i).Lifecycle = &copied
-				probers[agents.HTTPGet.Path] = asked
+				r.probers[agents.HTTPGet.Path] = asked
 			}
 		}
 	}
@@ -108,7 +115,7 @@ var hookKinds = []struct {
 
 // hookToAgent is toAgent for a hook. asked is nil for one that needs no rewriting, agents for one whose port is not known. A hook by
 // tcpSocket fails by itself (the kubelet does not carry it out); through the agent it works.
-func hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.ContainerPort) (agents *corev1.LifecycleHandler, asked *corev1.Probe) {
+func (r *probeRewrite) hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.ContainerPort) (agents *corev1.LifecycleHandler, asked *corev1.Probe) {
 	if h == nil || h.HTTPGet == nil && h.TCPSocket == nil {
 		return nil, nil
 	}
@@ -116,7 +123,7 @@ func hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.Contain
 	if rewritten(probe, path) {
 		return nil, nil
 	}
-	agent, asked, err := toAgent(probe, path, ports)
+	agent, asked, err := r.toAgent(probe, path, ports)
 	if err != nil {
 		return nil, probe
 	}
@@ -131,7 +138,7 @@ func rewritten(p *corev1.Probe, path string) bool { return p.HTTPGet != nil && p
 
 // toAgent gives the probe that the kubelet shall run and the one that the agent shall. Both are nil for a probe that needs no
 // rewriting: a command, or a request to another host.
-func toAgent(p *corev1.Probe, path string, ports []corev1.ContainerPort) (agents, asked *corev1.Probe, err error) {
+func (r *probeRewrite) toAgent(p *corev1.Probe, path string, ports []corev1.ContainerPort) (agents, asked *corev1.Probe, err error) {
 	asked = &corev1.Probe{TimeoutSeconds: p.TimeoutSeconds}
 	scheme := corev1.URIScheme("")
 	switch {
@@ -162,7 +169,7 @@ func toAgent(p *corev1.Probe, path string, ports []corev1.ContainerPort) (agents
 		return nil, nil, nil
 	}
 	probe := *p
-	probe.ProbeHandler = corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(agentPort), Scheme: scheme}}
+	probe.ProbeHandler = corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(r.port), Scheme: scheme}}
 	return &probe, asked, nil
 }
 
@@ -210,10 +217,11 @@ func (c *Config) lateProbes(pod *corev1.Pod, s *podSettings, subject ref.Ref) (*
 		return pod, nil
 	}
 	probers := map[string]*corev1.Probe{}
-	var left []diag.Problem
+	r := probeRewrite{port: s.probePort(), probers: probers, subject: subject}
 	native := proxyIn(pod.Spec.InitContainers) >= 0
-	inits := rewriteProbes(pod.Spec.InitContainers, native, probers, &left, subject)
-	apps := rewriteProbes(pod.Spec.Containers, native || proxyIn(pod.Spec.Containers) == 0, probers, &left, subject)
+	inits := r.containers(pod.Spec.InitContainers, native)
+	apps := r.containers(pod.Spec.Containers, native || proxyIn(pod.Spec.Containers) == 0)
+	left := r.left
 	if len(probers) == 0 {
 		return pod, left
 	}

@@ -33,9 +33,10 @@ func generated(r *rand.Rand) *corev1.Pod {
 	}
 	pod.Labels = someStrings(r, "app", "web", "version", "v1", "pod-template-hash", "7c9", "app.kubernetes.io/name", "web", "security.istio.io/tlsMode", "disabled", "sidecar.istio.io/inject", "true")
 	pod.Annotations = someStrings(r, "prometheus.io/scrape", pick(r, "true", "false"), "prometheus.io/port", "9090", "a/b~c", "1",
+		"prometheus_io_path", "/m", "prometheus.istio.io/scrape-targets", "8080,9100:/x", "k8s.v1.cni.cncf.io/networks", pick(r, "a", `[{"name":"b"}]`),
 		"sidecar.istio.io/proxyCPU", "50m", "sidecar.istio.io/nativeSidecar", pick(r, "true", "false"), "sidecar.istio.io/status", "{}",
 		"traffic.sidecar.istio.io/excludeInboundPorts", "22, 80", "sidecar.istio.io/rewriteAppHTTPProbers", pick(r, "true", "false"),
-		"proxy.istio.io/config", "concurrency: 4\nholdApplicationUntilProxyStarts: true", "status.sidecar.istio.io/port", pick(r, "0", "15021"),
+		"proxy.istio.io/config", "concurrency: 4\nholdApplicationUntilProxyStarts: true", "status.sidecar.istio.io/port", pick(r, "0", "15021", "8124"),
 		"traffic.sidecar.istio.io/includeOutboundPorts", "9443", "traffic.sidecar.istio.io/excludeInterfaces", "eth1", "istio.io/reroute-virtual-interfaces", "docker0",
 		"sidecar.istio.io/bootstrapOverride", "mine", "sidecar.istio.io/proxyImageType", pick(r, "distroless", "default"), "sidecar.istio.io/statsInclusionPrefixes", "dns.",
 		"proxy.istio.io/overrides", pick(r, `{"containers":[{"name":"istio-proxy","args":["proxy","sidecar"],"env":[{"name":"MINE","value":"2"}]}]}`,
@@ -61,7 +62,7 @@ func generated(r *rand.Rand) *corev1.Pod {
 		}
 	}
 	if r.IntN(8) == 0 {
-		pod.Spec.InitContainers = append([]corev1.Container{usersContainer(r, inject.InitContainer)}, pod.Spec.InitContainers...)
+		pod.Spec.InitContainers = append([]corev1.Container{usersContainer(r, pick(r, inject.InitContainer, "istio-validation"))}, pod.Spec.InitContainers...)
 	}
 	for _, name := range []string{"data", "istio-token"} {
 		if r.IntN(4) == 0 {
@@ -165,6 +166,10 @@ func generatedConfigs(t testing.TB, change func(testing.TB, string) string) []*i
 		configFrom(t, "", change(t, ""), `{"pilot":{"env":{"ENABLE_NATIVE_SIDECARS":false}},"global":{"imagePullSecrets":["pull"],"network":"n1"}}`),
 		configFrom(t, "enablePrometheusMerge: false", change(t, "injectedAnnotations: {example.com/a: b}"), `{"revision":"canary","sidecarInjectorWebhook":{"rewriteAppHTTPProbe":false},"global":{"proxy":{"holdApplicationUntilProxyStarts":true}}}`),
 		configFrom(t, "", change(t, ""), "").ForKubernetes(1, 28),
+		servingConfig(t, "defaultConfig: {interceptionMode: TPROXY, statusPort: 16020, proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'true'}}", change(t, ""), ""),
+		servingConfig(t, "", change(t, ""), `{"pilot":{"cni":{"enabled":true,"provider":"multus"}},"global":{"proxy":{"privileged":true,"excludeIPRanges":"10.0.0.0/8"}}}`),
+		servingConfig(t, "defaultConfig: {interceptionMode: NONE}", change(t, ""), ""),
+		servingConfig(t, "", change(t, ""), `{"pilot":{"cni":{"enabled":true},"env":{"ENABLE_NATIVE_SIDECARS":false}},"global":{"proxy":{"statusPort":8123}}}`),
 	}
 }
 
@@ -230,11 +235,16 @@ func checkPod(t *testing.T, pod *corev1.Pod, cfg *inject.Config) {
 			sidecars++
 		}
 	}
-	want := len(before.Spec.Containers) + len(before.Spec.InitContainers) + 2
+	var added struct{ InitContainers, Containers []string }
+	if err := json.Unmarshal([]byte(out.Annotations["sidecar.istio.io/status"]), &added); err != nil {
+		t.Error(err)
+	}
+	names := append(added.InitContainers, added.Containers...)
+	want := len(before.Spec.Containers) + len(before.Spec.InitContainers) + len(names)
 	for _, list := range [][]corev1.Container{before.Spec.Containers, before.Spec.InitContainers} {
 		for i := range list {
-			if list[i].Name == inject.ProxyContainer || list[i].Name == inject.InitContainer {
-				want-- // a user's part of one of the two
+			if slices.Contains(names, list[i].Name) {
+				want-- // a user's part of one of them
 			}
 		}
 	}
@@ -246,7 +256,7 @@ func checkPod(t *testing.T, pod *corev1.Pod, cfg *inject.Config) {
 // hasOurs reports whether the pod has a container that injection adds.
 func hasOurs(pod *corev1.Pod) bool {
 	ours := func(c corev1.Container) bool {
-		return c.Name == inject.ProxyContainer || c.Name == inject.InitContainer
+		return c.Name == inject.ProxyContainer || c.Name == inject.InitContainer || c.Name == "istio-validation"
 	}
 	return slices.ContainsFunc(pod.Spec.Containers, ours) || slices.ContainsFunc(pod.Spec.InitContainers, ours)
 }

@@ -30,6 +30,8 @@ var carriedOut = map[string]bool{
 	"image":                           false,
 	"holdApplicationUntilProxyStarts": false,
 	"meshId":                          false,
+	"interceptionMode":                false,
+	"statusPort":                      false,
 }
 
 // agentVariables are the environment variables that the agent reads besides ISTIO_META_NAME and ISTIO_METAJSON_NAME, and those of
@@ -52,8 +54,6 @@ var asInstalled = map[string]string{
 	"proxyAdminPort":         "15000",
 	"serviceCluster":         "istio-proxy",
 	"statNameLength":         "189",
-	"statusPort":             "15020",
-	"interceptionMode":       "REDIRECT",
 	"tracing":                "",
 }
 

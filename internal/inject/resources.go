@@ -28,7 +28,7 @@ func (c *Config) WithProxyConfigs(list []ProxyConfigResource) (*Config, []diag.P
 	copied.overlays = nil
 	for _, r := range list {
 		merged := r.over(c.pod.proxy)
-		err := checkProxyConfig(merged)
+		err := checkProxyConfig(merged, c.settings.Serves)
 		if err != nil {
 			problems = append(problems, diag.Problem{Code: diag.InvalidField, Severity: diag.Error, Field: "spec", Detail: err.Error(),
 				Object: ref.Ref{Kind: "ProxyConfig", Namespace: r.Namespace, Name: r.Name}, Hint: "the object has no effect until it is mended"})

@@ -24,6 +24,7 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.InjectTemplates.Name:       {ignored: "read before the others, by selectTemplates"},
 		annotation.IoIstioRev.Name:            {ignored: "written by injection"},
 		annotation.GalleyAnalyzeSuppress.Name: {ignored: "read by analysis"},
+		scrapeTargets:                         {ignored: "read together with Prometheus' own annotations, by scrapeOf"},
 		annotation.AmbientRedirection.Name:    {ignored: "written by Istio's ambient mode"},
 
 		annotation.SidecarProxyImage.Name:            {set: setImage},
@@ -61,8 +62,8 @@ func init() { // not an initializer: nearest reads rules, which would be a cycle
 		annotation.SidecarTrafficIncludeInboundPorts.Name:     {set: setParsed(parsePortsOrAll, func(s *podSettings) *string { return &s.capture.inboundPorts })},
 		annotation.SidecarTrafficExcludeInboundPorts.Name:     {set: setParsed(parsePorts, func(s *podSettings) *string { return &s.capture.excludeInboundPorts })},
 		annotation.SidecarTrafficExcludeOutboundPorts.Name:    {set: setParsed(parsePorts, func(s *podSettings) *string { return &s.capture.excludeOutboundPorts })},
-		annotation.SidecarTrafficIncludeOutboundIPRanges.Name: {set: setParsed(parseRangesOrAll, func(s *podSettings) *string { return &s.capture.outboundRanges })},
-		annotation.SidecarTrafficExcludeOutboundIPRanges.Name: {set: setParsed(parseRanges, func(s *podSettings) *string { return &s.capture.excludeOutboundRanges })},
+		annotation.SidecarTrafficIncludeOutboundIPRanges.Name: {set: setParsed(keyed("includeIPRanges", parseRangesOrAll), func(s *podSettings) *string { return &s.capture.outboundRanges })},
+		annotation.SidecarTrafficExcludeOutboundIPRanges.Name: {set: setParsed(keyed("excludeIPRanges", parseRanges), func(s *podSettings) *string { return &s.capture.excludeOutboundRanges })},
 
 		annotation.SidecarTrafficIncludeOutboundPorts.Name: {set: setParsed(parsePorts, func(s *podSettings) *string { return &s.capture.includeOutboundPorts })},
 		annotation.SidecarTrafficExcludeInterfaces.Name:    {set: setParsed(parseInterfaces, func(s *podSettings) *string { return &s.capture.excludeInterfaces })},
@@ -93,6 +94,17 @@ func setParsed(parse func(string) (string, error), field func(*podSettings) *str
 		}
 		*field(s) = parsed
 		return nil
+	}
+}
+
+// keyed puts before a parser's error what the values, and Istio's messages, call the thing: people search for that.
+func keyed(key string, parse func(string) (string, error)) func(string) (string, error) {
+	return func(value string) (string, error) {
+		parsed, err := parse(value)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", key, err)
+		}
+		return parsed, err
 	}
 }
 
@@ -147,28 +159,39 @@ func setKubevirtInterfaces(s *podSettings, value string) error {
 	return err
 }
 
-func setInterceptionMode(_ *podSettings, value string) error {
-	switch value {
-	case meshv1alpha1.ProxyConfig_REDIRECT.String():
-		return nil
-	case meshv1alpha1.ProxyConfig_TPROXY.String(), meshv1alpha1.ProxyConfig_NONE.String():
-		return errors.New("this version intercepts by REDIRECT only")
+func setInterceptionMode(s *podSettings, value string) error {
+	n, known := meshv1alpha1.ProxyConfig_InboundInterceptionMode_value[value]
+	if !known {
+		return errors.New("use REDIRECT, TPROXY or NONE")
 	}
-	return errors.New("use REDIRECT")
+	s.mode = meshv1alpha1.ProxyConfig_InboundInterceptionMode(n)
+	return s.serves.interception(s.mode)
 }
 
-// setStatusPort: 0 means no readiness probe. The agent's ports are fixed, so another port has no effect.
+// setStatusPort reads where the agent answers besides its own port; 0 means no readiness probe, and no probes through the agent.
 func setStatusPort(s *podSettings, value string) error {
 	n, err := strconv.ParseUint(value, 10, 16)
 	if err != nil {
 		return errors.New("use a port, or 0 for no readiness probe")
 	}
-	switch n {
-	case 0:
-		s.readiness.off = true
-	case agentPort, readinessPort:
-	default:
-		s.note(annotation.SidecarStatusPort.Name, fmt.Sprintf("the sidecar's readiness is always on port %d, its metrics on %d: port %d has no effect", readinessPort, agentPort, n))
+	s.readiness.off, s.statusPort, s.ownStatusPort = n == 0, int32(n), n != 0
+	if err := checkAgentPort(s.statusPort); err != nil {
+		return err
+	}
+	if n > 0 && n < 1024 {
+		s.note(annotation.SidecarStatusPort.Name, lowPort(s.statusPort))
+	}
+	return nil
+}
+
+func lowPort(port int32) string {
+	return fmt.Sprintf("%d is a port below 1024: the sidecar does not start on nodes whose container runtime keeps these for root", port)
+}
+
+// checkAgentPort refuses a port for the agent that Envoy listens on. The readiness port is the agent's already.
+func checkAgentPort(port int32) error {
+	if port != readinessPort && isMeshPort(port) {
+		return fmt.Errorf("port %d is the proxy's own", port)
 	}
 	return nil
 }
@@ -181,7 +204,7 @@ func setProxyConfig(s *podSettings, value string) error {
 	if unknown != nil {
 		return fmt.Errorf("ProxyConfig has no field %s", strings.Join(unknown, ", "))
 	}
-	if err := checkProxyConfig(merged); err != nil {
+	if err := checkProxyConfig(merged, s.serves); err != nil {
 		return err
 	}
 	s.useProxyConfig(merged)
@@ -191,6 +214,11 @@ func setProxyConfig(s *podSettings, value string) error {
 // useProxyConfig takes a checked ProxyConfig and what injection itself does with it.
 func (s *podSettings) useProxyConfig(pc *meshv1alpha1.ProxyConfig) {
 	s.proxy, s.proxyEnv, s.metadata = pc, proxyConfigEnv(pc), nil
+	s.mode, s.captureDNS = pc.GetInterceptionMode(), capturesDNS(pc.GetProxyMetadata())
+	s.agentPort = agentPort
+	if port := pc.GetStatusPort(); port != 0 {
+		s.agentPort = port
+	}
 	for _, name := range sortedKeys(pc.GetProxyMetadata()) {
 		s.metadata = append(s.metadata, corev1.EnvVar{Name: name, Value: pc.GetProxyMetadata()[name]})
 	}

@@ -1,6 +1,7 @@
 package inject_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
@@ -61,6 +63,21 @@ func TestRestrictedNamespaces(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRestrictedWithAPlugin: where a CNI plugin does the interception, all that injection adds passes the level restricted.
+func TestRestrictedWithAPlugin(t *testing.T) {
+	cfg := servingConfig(t, "", "", `{"pilot":{"cni":{"enabled":true}}}`)
+	out, _, err := inject.Pod(podFrom(t, "metadata: {name: web, namespace: shop}\nspec: {containers: [{name: web}]}"), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{inject.ProxyContainer, "istio-validation"} {
+		c := containerOf(t, out, name)
+		if against := restricted(&c); against != nil {
+			t.Errorf("%s: %q", name, against)
+		}
 	}
 }
 
@@ -116,6 +133,45 @@ func TestMeshWithDNSCapture(t *testing.T) {
 	pod.Annotations["proxy.istio.io/config"] = `proxyMetadata: {ISTIO_META_DNS_CAPTURE: "true"}`
 	if _, _, err := inject.Pod(pod, cfg); err == nil || !strings.Contains(err.Error(), "proxyMetadata.ISTIO_META_DNS_CAPTURE: DNS capture is not carried out yet") {
 		t.Errorf("the pod's own: %v", err)
+	}
+}
+
+// TestNotServed: what this build's agent cannot serve is refused, with its own code, where it was asked for, and what to do; a mesh
+// whose agent serves it has pods with it.
+func TestNotServed(t *testing.T) {
+	for name, c := range map[string]struct{ mesh, config, values, annotations, field string }{
+		"TPROXY of a pod":            {annotations: "{sidecar.istio.io/interceptionMode: TPROXY}", field: "metadata.annotations[sidecar.istio.io/interceptionMode]"},
+		"NONE of a pod":              {annotations: "{sidecar.istio.io/interceptionMode: NONE}", field: "metadata.annotations[sidecar.istio.io/interceptionMode]"},
+		"TPROXY by ProxyConfig":      {annotations: "{proxy.istio.io/config: 'interceptionMode: TPROXY'}", field: "metadata.annotations[proxy.istio.io/config]"},
+		"DNS of a pod":               {annotations: "{proxy.istio.io/config: 'proxyMetadata: {ISTIO_META_DNS_CAPTURE: \"true\"}'}", field: "metadata.annotations[proxy.istio.io/config]"},
+		"a gateway":                  {annotations: "{inject.istio.io/templates: gateway}", field: "metadata.annotations[inject.istio.io/templates]"},
+		"gRPC without a proxy":       {annotations: "{inject.istio.io/templates: grpc-agent}", field: "metadata.annotations[inject.istio.io/templates]"},
+		"a plugin":                   {values: `{"pilot":{"cni":{"enabled":true}}}`, field: "data.values.pilot.cni.enabled"},
+		"TPROXY of the mesh":         {mesh: "defaultConfig: {interceptionMode: TPROXY}", field: "data.mesh.defaultConfig"},
+		"gateways by default":        {config: "defaultTemplates: [gateway]", field: "data.config.defaultTemplates"},
+		"a plugin, changed template": {config: "templates: {sidecar: '{{ .Sidecar.Native }}: {}'}", values: `{"pilot":{"cni":{"enabled":true}}}`, field: "data.values.pilot.cni.enabled"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := podFrom(t, "metadata: {name: a, namespace: shop, annotations: "+orEmpty(c.annotations)+"}\nspec: {containers: [{name: a, image: b}]}")
+			cfg, problems := inject.ParseConfig([]byte(c.mesh), []byte(c.config), []byte(c.values))
+			if cfg != nil {
+				_, _, err := inject.Pod(pod, cfg)
+				var refused *inject.RefusedError
+				if errors.As(err, &refused) {
+					problems = refused.Problems
+				}
+			}
+			problems = slices.DeleteFunc(problems, func(p diag.Problem) bool { return p.Severity != diag.Error })
+			if len(problems) == 0 || problems[0].Code != diag.NotServed || problems[0].Field != c.field || problems[0].Hint == "" {
+				t.Errorf("problems: %v", problems)
+			}
+			if c.config != "" {
+				return
+			}
+			if _, _, err := inject.Pod(pod, servingConfig(t, c.mesh, c.config, c.values)); err != nil {
+				t.Errorf("where it is served: %v", err)
+			}
+		})
 	}
 }
 
@@ -177,4 +233,11 @@ func agentPaths(pod *corev1.Pod) (paths []string) {
 		}
 	}
 	return paths
+}
+
+func orEmpty(annotations string) string {
+	if annotations == "" {
+		return "{}"
+	}
+	return annotations
 }

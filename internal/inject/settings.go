@@ -27,6 +27,8 @@ type Settings struct {
 	Values   Values
 	// Document is `values` as it was written, with the keys that only templates read. Values come before it.
 	Document map[string]any
+	// Serves is what the mesh's agent and control plane can serve. No document says it.
+	Serves Serves
 }
 
 // Injector is the key `config` of `istio-sidecar-injector`: the rules of the decision. Field names are Istio's.
@@ -68,6 +70,7 @@ type Global struct {
 	CAAddress        string       `json:"caAddress"`
 	CertProvider     string       `json:"pilotCertProvider"`
 	LogAsJSON        bool         `json:"logAsJson"`
+	MountMTLSCerts   bool         `json:"mountMtlsCerts,omitempty"`
 	Logging          Logging      `json:"logging"`
 	MultiCluster     MultiCluster `json:"multiCluster"`
 	Proxy            Proxy        `json:"proxy"`
@@ -143,9 +146,10 @@ type Pilot struct {
 	CNI CNI             `json:"cni"`
 }
 
-// CNI is `pilot.cni`.
+// CNI is `pilot.cni`. Provider is "default", or "multus" where the plugin is a network of the pod.
 type CNI struct {
-	Enabled bool `json:"enabled"`
+	Enabled  bool   `json:"enabled"`
+	Provider string `json:"provider,omitempty"`
 }
 
 // nativeSidecarsEnv is where Istio keeps the switch for native sidecars.
@@ -171,6 +175,7 @@ func Default(revision string) Settings {
 	}
 	statusPort := int32(agentPort)
 	return Settings{
+		Serves:   ThisBuild(),
 		Mesh:     defaultMesh(DefaultNamespace, revision),
 		Injector: Injector{Policy: "enabled", DefaultTemplates: []string{sidecarTemplate}},
 		Values: Values{

@@ -8,16 +8,10 @@ import (
 
 	"istio.io/api/annotation"
 	"istio.io/api/label"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
-)
-
-// Prometheus' annotations, by the convention of its Kubernetes scrape configurations.
-const (
-	prometheusScrape = "prometheus.io/scrape"
-	prometheusPath   = "prometheus.io/path"
-	prometheusPort   = "prometheus.io/port"
 )
 
 // proxyMounts are what the agent reads and writes, and where.
@@ -55,64 +49,8 @@ func proxyVolumes() []corev1.Volume {
 	}
 }
 
-// initContainer sets up the interception in the pod's network namespace. It is root there, with the two capabilities that
-// iptables wants; the arguments are made of parsed values only.
-func (c *Config) initContainer(s *podSettings) corev1.Container {
-	root, no := int64(0), false
-	excluded := "15020,15021,15090"
-	if s.capture.excludeInboundPorts != "" {
-		excluded += "," + s.capture.excludeInboundPorts
-	}
-	args := []string{
-		"init",
-		"--proxy-port", "15001",
-		"--inbound-port", "15006",
-		"--proxy-uid", strconv.FormatInt(s.uid, 10),
-		"--proxy-gid", strconv.FormatInt(s.gid, 10),
-		"--inbound-ports", s.capture.inboundPorts,
-		"--exclude-inbound-ports", excluded,
-		"--outbound-ranges", s.capture.outboundRanges,
-		"--exclude-outbound-ranges", s.capture.excludeOutboundRanges,
-		"--exclude-outbound-ports", s.capture.excludeOutboundPorts,
-	}
-	for _, rare := range []struct{ flag, value string }{
-		{"--include-outbound-ports", s.capture.includeOutboundPorts},
-		{"--exclude-interfaces", s.capture.excludeInterfaces},
-		{"--reroute-interfaces", s.capture.rerouteInterfaces},
-	} {
-		if rare.value != "" {
-			args = append(args, rare.flag, rare.value)
-		}
-	}
-	return corev1.Container{
-		Name:            InitContainer,
-		Image:           c.initImageFor(s),
-		ImagePullPolicy: c.podPolicy,
-		Args:            args,
-		Resources:       s.resources,
-		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: &no,
-			Capabilities:             &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "NET_RAW"}, Drop: []corev1.Capability{"ALL"}},
-			Privileged:               &no,
-			ReadOnlyRootFilesystem:   &no, // iptables takes its lock in /run
-			RunAsGroup:               &root,
-			RunAsNonRoot:             &no,
-			RunAsUser:                &root,
-		},
-	}
-}
-
-// initImageFor follows the pod's own image when the mesh has one image for both.
-func (c *Config) initImageFor(s *podSettings) string {
-	if c.baseInit == c.baseImage {
-		return s.image
-	}
-	return c.typed(c.baseInit, s.imageType)
-}
-
 // proxyContainer is the sidecar; native says that it is an init container that keeps running.
 func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool) corev1.Container {
-	uid, gid, yes, no := s.uid, s.gid, true, false
 	out := corev1.Container{
 		Name:            ProxyContainer,
 		Image:           s.image,
@@ -122,23 +60,14 @@ func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool
 		Env:             env,
 		Resources:       s.resources,
 		VolumeMounts:    append(proxyMounts[:len(proxyMounts):len(proxyMounts)], s.userMounts...),
-		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: &no,
-			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			Privileged:               &no,
-			ReadOnlyRootFilesystem:   &yes,
-			RunAsGroup:               &gid,
-			RunAsNonRoot:             &yes,
-			RunAsUser:                &uid,
-			SeccompProfile:           c.seccomp,
-		},
+		SecurityContext: c.proxySecurity(s),
 	}
 	if native {
 		always := corev1.ContainerRestartPolicyAlways
 		out.RestartPolicy = &always
 		// The kubelet calls this when the pod's end begins, while the application still runs: callers are asked to leave then, and
 		// the sidecar need not wait for them again when its own turn comes, after the application's.
-		out.Lifecycle = &corev1.Lifecycle{PreStop: drainHook}
+		out.Lifecycle = &corev1.Lifecycle{PreStop: s.drainHook()}
 	} else if s.hold {
 		// The kubelet starts containers in order and waits for a postStart hook, which is what holds the application.
 		out.Lifecycle = &corev1.Lifecycle{PostStart: waitHook}
@@ -149,12 +78,41 @@ func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool
 	return out
 }
 
+// proxySecurity is what PodSecurity `restricted` wants. With TPROXY Envoy binds other hosts' addresses, which takes NET_ADMIN; an
+// ordinary user would not keep it, so it is root then, and the interception knows it by its group.
+func (c *Config) proxySecurity(s *podSettings) *corev1.SecurityContext {
+	uid, gid, yes := s.uid, s.gid, true
+	out := &corev1.SecurityContext{
+		AllowPrivilegeEscalation: &c.privileged,
+		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		Privileged:               &c.privileged,
+		ReadOnlyRootFilesystem:   &yes,
+		RunAsGroup:               &gid,
+		RunAsNonRoot:             &yes,
+		RunAsUser:                &uid,
+		SeccompProfile:           c.seccomp,
+	}
+	if s.mode == meshv1alpha1.ProxyConfig_TPROXY {
+		root, no := int64(0), false
+		out.Capabilities.Add = []corev1.Capability{"NET_ADMIN"}
+		out.RunAsUser, out.RunAsNonRoot = &root, &no
+	}
+	return out
+}
+
 // The hooks of the sidecar itself, shared by all pods.
-var drainHook, waitHook = agentHook("drain"), agentHook("wait")
+var usualDrainHook, waitHook = agentHook("drain"), agentHook("wait")
 
 // agentHook calls a command of the agent inside the sidecar's container.
-func agentHook(command string) *corev1.LifecycleHandler {
-	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/usr/local/bin/selvage-agent", command}}}
+func agentHook(command ...string) *corev1.LifecycleHandler {
+	return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: append([]string{"/usr/local/bin/selvage-agent"}, command...)}}
+}
+
+func (s *podSettings) drainHook() *corev1.LifecycleHandler {
+	if s.agentPort == agentPort {
+		return usualDrainHook
+	}
+	return agentHook("drain", "--agent-port="+strconv.Itoa(int(s.agentPort)))
 }
 
 func proxyArgs(s *podSettings) []string {
@@ -167,6 +125,12 @@ func proxyArgs(s *podSettings) []string {
 	}
 	if s.agentLogLevel != "" {
 		args = append(args, "--log_output_level="+s.agentLogLevel)
+	}
+	if s.agentPort != agentPort {
+		args = append(args, "--agent-port="+strconv.Itoa(int(s.agentPort)))
+	}
+	if port := s.answersAlso(); port != 0 {
+		args = append(args, "--status-port="+strconv.Itoa(int(port)))
 	}
 	return args
 }
@@ -200,7 +164,7 @@ func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, ports, probers
 		{Name: "ISTIO_META_WORKLOAD_NAME", Value: w.name},
 		{Name: "ISTIO_META_OWNER", Value: w.uri(pod.Namespace)},
 		{Name: "ISTIO_META_MESH_ID", Value: literal(first(s.proxy.GetMeshId(), c.settings.Values.Global.MeshID, c.TrustDomain()))},
-		{Name: "ISTIO_META_INTERCEPTION_MODE", Value: "REDIRECT"},
+		{Name: "ISTIO_META_INTERCEPTION_MODE", Value: s.mode.String()},
 		{Name: "ISTIO_META_APP_CONTAINERS", Value: containerNames(pod.Spec.Containers)},
 		{Name: "ISTIO_META_POD_PORTS", Value: ports},
 	}...)
@@ -222,8 +186,8 @@ func (c *Config) env(pod *corev1.Pod, s *podSettings, w workload, ports, probers
 	if probers != "" {
 		env = append(env, corev1.EnvVar{Name: probersEnv, Value: literal(probers)})
 	}
-	if app := appMetrics(pod, s); app != "" {
-		env = append(env, corev1.EnvVar{Name: "ISTIO_PROMETHEUS_ANNOTATIONS", Value: literal(app)})
+	if app := s.scrape.told(); app != "" {
+		env = append(env, corev1.EnvVar{Name: scrapeEnv, Value: literal(app)})
 	}
 	for _, user := range s.metadata { // proxyMetadata: the user's win
 		if i := slices.IndexFunc(env, func(e corev1.EnvVar) bool { return e.Name == user.Name }); i >= 0 {
@@ -284,28 +248,6 @@ func podPorts(list []corev1.Container) string {
 	return string(data)
 }
 
-// merges reports whether the pod's metrics come merged from the agent: not when it asks not to be scraped.
-func merges(pod *corev1.Pod, s *podSettings) bool {
-	return s.mergeMetrics && pod.Annotations[prometheusScrape] != "false"
-}
-
-// appMetrics is how the application itself wants to be scraped, for the agent to merge; "" when it does not say.
-func appMetrics(pod *corev1.Pod, s *podSettings) string {
-	own := struct {
-		Scrape string `json:"scrape"`
-		Path   string `json:"path"`
-		Port   string `json:"port"`
-	}{pod.Annotations[prometheusScrape], pod.Annotations[prometheusPath], pod.Annotations[prometheusPort]}
-	if !merges(pod, s) || own.Scrape != "true" || own.Port == "15020" { // the agent must not scrape itself
-		return ""
-	}
-	data, err := json.Marshal(own)
-	if err != nil {
-		panic("encode scrape settings: " + err.Error()) // strings only
-	}
-	return string(data)
-}
-
 // addedAnnotations are those that injection sets. A user's default container stays.
 func (c *Config) addedAnnotations(pod *corev1.Pod, s *podSettings) map[string]string {
 	add := map[string]string{annotation.IoIstioRev.Name: c.Revision()}
@@ -320,8 +262,6 @@ func (c *Config) addedAnnotations(pod *corev1.Pod, s *podSettings) map[string]st
 			add[name] = pod.Spec.Containers[0].Name
 		}
 	}
-	if merges(pod, s) {
-		add[prometheusScrape], add[prometheusPort], add[prometheusPath] = "true", "15020", "/stats/prometheus"
-	}
+	c.pluginAnnotations(pod, s, add)
 	return add
 }

@@ -34,13 +34,6 @@ var shippedFiles embed.FS
 // shippedNames are the built-in templates. An entry of `config.templates` of the same name takes their place.
 var shippedNames = []string{sidecarTemplate, "gateway", "grpc-agent"}
 
-// notServed are built-in templates whose pods the agent cannot serve yet, and why: such a pod is refused, because it would run and
-// carry no traffic.
-var notServed = map[string]string{
-	"gateway":    "this version's agent runs sidecars and no gateways: the pod would listen on no port of its own",
-	"grpc-agent": "this version's agent serves no configuration to gRPC applications without a proxy: they would not start",
-}
-
 // ShippedTemplate is the text of a built-in template: sidecar, gateway or grpc-agent; "" for another name.
 func ShippedTemplate(name string) string {
 	data, err := shippedFiles.ReadFile("templates/" + name + ".yaml")
@@ -56,7 +49,6 @@ type podTemplate struct {
 	tree    *template.Template
 	agent   bool // it is for our agent: it reads .Sidecar
 	mutates bool // it changes maps that it is given, so it needs copies
-	refused string
 }
 
 // templateSet are the templates of a Config.
@@ -77,7 +69,6 @@ var shipped = sync.OnceValue(func() map[string]*podTemplate {
 		if err != nil {
 			panic("parse the built-in template " + name + ": " + err.Error())
 		}
-		t.refused = notServed[name]
 		out[name] = t
 	}
 	return out
@@ -265,12 +256,18 @@ func (c *compiler) templateSet() {
 		switch {
 		case t == nil && !has:
 			c.report(diag.Error, "config.defaultTemplates", fmt.Sprintf("there is no template %q", name), set.have())
-		case t != nil && t.refused != "":
-			c.report(diag.Error, "config.defaultTemplates", fmt.Sprintf("template %q cannot be used yet: %s", name, t.refused), "")
+		case t != nil && t == shipped()[name]:
+			c.notServed("config.defaultTemplates", named(fmt.Sprintf("template %q cannot be used yet", name), c.settings.Serves.template(name)))
 		}
 	}
 	names := set.resolve(set.defaults)
 	set.typedDefault = set.typed && len(names) == 1 && names[0] == sidecarTemplate
+}
+
+// forAgent reports whether pods take a template for our agent without asking: then what the mesh's configuration wants of the agent is
+// checked.
+func (s *templateSet) forAgent() bool {
+	return s.typed || slices.ContainsFunc(s.resolve(s.defaults), func(name string) bool { return s.byName[name] != nil && s.byName[name].agent })
 }
 
 // have names the templates that there are, for messages.
@@ -313,7 +310,7 @@ func (c *Config) selectTemplates(pod *corev1.Pod, subject ref.Ref) ([]*podTempla
 			value = strings.Join(set.defaults, ",")
 		}
 		p := invalidAnnotation(subject, annotation.InjectTemplates.Name, value, err)
-		p.Hint = hint
+		p.Hint = first(hint, p.Hint)
 		return &RefusedError{Problems: []diag.Problem{p}}
 	}
 	if len(names) == 0 {
@@ -329,8 +326,10 @@ func (c *Config) selectTemplates(pod *corev1.Pod, subject ref.Ref) ([]*podTempla
 		if t == nil {
 			return nil, problem(fmt.Errorf("there is no template %q", name), set.have())
 		}
-		if t.refused != "" {
-			return nil, problem(fmt.Errorf("template %q cannot be used yet: %s", name, t.refused), "leave the pod out of the mesh with the label sidecar.istio.io/inject: \"false\"")
+		if t == shipped()[name] {
+			if err := c.settings.Serves.template(name); err != nil {
+				return nil, problem(named(fmt.Sprintf("template %q cannot be used yet", name), err), "")
+			}
 		}
 		out[i] = t
 	}

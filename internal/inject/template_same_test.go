@@ -91,7 +91,7 @@ func annotated(r *rand.Rand, pod *corev1.Pod) *corev1.Pod {
 			Ports:           []corev1.ContainerPort{{ContainerPort: 9999}},
 			SecurityContext: &corev1.SecurityContext{RunAsUser: &uid}})
 	}
-	if r.IntN(10) == 0 {
+	if r.IntN(10) == 0 && !slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == inject.InitContainer }) {
 		pod.Spec.InitContainers = append(pod.Spec.InitContainers, corev1.Container{Name: "istio-init", Args: []string{"mine"}})
 	}
 	return pod

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
-	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/ref"
 )
 
@@ -223,8 +222,12 @@ func (c *Config) networkOf(pod *corev1.Pod) string {
 // containers, which is merged after the template.
 type sidecarData struct {
 	Native bool
-	// Init and Proxy are istio-init and istio-proxy.
-	Init, Proxy corev1.Container
+	// Init is istio-init or istio-validation; nil where nothing is captured.
+	Init *corev1.Container
+	// Proxy is istio-proxy.
+	Proxy corev1.Container
+	// PluginAnnotations tell a CNI plugin what to capture.
+	PluginAnnotations map[string]string
 	// AppContainers are the names of the pod's other containers.
 	AppContainers []string
 	// Volumes are those of Proxy's mounts, and the user's.
@@ -233,24 +236,33 @@ type sidecarData struct {
 }
 
 func (c *Config) sidecarDataOf(pod *corev1.Pod, s *podSettings, w workload, subject ref.Ref) (*sidecarData, error) {
-	rest, changes := takeOverrides(pod, s.overrides, InitContainer, ProxyContainer)
+	declared := pod.Spec.Containers
+	if before := statusOf(pod); before != nil {
+		declared = without(declared, before.Containers) // the ports of an earlier injection's are no application's
+	}
+	rest, changes := takeOverrides(pod, s.overrides, c.added(s)...)
 	if err := s.useIDs(changes, subject); err != nil {
 		return nil, err
 	}
 	native, _ := c.useNative(s, rest)
 	probers := map[string]*corev1.Probe{}
-	if s.rewriteProbes && !s.readiness.off {
-		var told []diag.Problem // again when they are rewritten
-		rewriteProbes(rest.Spec.InitContainers, native, probers, &told, subject)
-		rewriteProbes(rest.Spec.Containers, native || s.hold, probers, &told, subject)
+	if s.rewriteProbes && !s.readiness.off { // what is left is told again when they are rewritten
+		r := probeRewrite{port: s.probePort(), probers: probers, subject: subject}
+		r.containers(rest.Spec.InitContainers, native)
+		r.containers(rest.Spec.Containers, native || s.hold)
 	}
 	name := first(pod.Labels[label.ServiceWorkloadName.Name], w.name)
 	out := &sidecarData{
-		Native:  native,
-		Init:    c.initContainer(s),
-		Proxy:   c.proxyContainer(s, c.env(rest, s, w.named(name), podPorts(pod.Spec.Containers), probersJSON(probers)), native),
-		Volumes: append(c.volumes[:len(c.volumes):len(c.volumes)], s.userVolumes...),
+		Native:            native,
+		PluginAnnotations: map[string]string{},
+		Proxy:             c.proxyContainer(s, c.env(rest, s, w.named(name), podPorts(declared), probersJSON(probers)), native),
+		Volumes:           append(c.volumes[:len(c.volumes):len(c.volumes)], s.userVolumes...),
 	}
+	if c.initName(s) != "" {
+		initial := c.initContainer(s)
+		out.Init = &initial
+	}
+	c.pluginAnnotations(pod, s, out.PluginAnnotations)
 	for i := range rest.Spec.Containers {
 		out.AppContainers = append(out.AppContainers, rest.Spec.Containers[i].Name)
 	}

@@ -4,12 +4,32 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
 	"istio.io/api/annotation"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/ref"
 )
+
+// Prometheus' annotations, by the convention of its Kubernetes scrape configurations, and Istio's for several targets, which its API
+// package does not have.
+const (
+	prometheusScrape = "prometheus.io/scrape"
+	prometheusPath   = "prometheus.io/path"
+	prometheusPort   = "prometheus.io/port"
+	scrapeTargets    = "prometheus.istio.io/scrape-targets"
+)
+
+// scrapeEnv tells the agent how the application wants to be scraped.
+const scrapeEnv = "ISTIO_PROMETHEUS_ANNOTATIONS"
+
+// mergedPath is where the agent serves the merged metrics.
+const mergedPath = "/stats/prometheus"
 
 // What Prometheus' Kubernetes discovery makes of annotations does not tell prometheus.io/port from prometheus_io_port: every character
 // that is no letter or digit is one underscore. So all spellings count.
@@ -46,10 +66,18 @@ type appTarget struct {
 // meshPorts are ports of the sidecar: scraping them as the application's would be a loop.
 var meshPorts = []int{outboundPort, inboundPort, 15000, 15004, 15008, agentPort, readinessPort, 15053, envoyPromPort}
 
-// scrapeOf reads the annotations, and lists those that it read. merge is false where the application wants no scraping.
-func scrapeOf(annotations map[string]string) (s appScrape, read []string, merge bool, err error) {
+// scrapeOf reads the annotations, and lists those that it read. merge is false where the application wants no scraping. own are ports
+// that are not the application's.
+func scrapeOf(annotations map[string]string, own []int) (s appScrape, read []string, merge bool, err error) {
 	merge = true
-	for _, name := range sortedKeys(annotations) {
+	var names []string
+	for name := range annotations {
+		if strings.HasPrefix(name, "prometheus") {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
 		value := annotations[name]
 		switch prometheusLabel(name) {
 		case scrapeLabel:
@@ -62,7 +90,7 @@ func scrapeOf(annotations map[string]string) (s appScrape, read []string, merge 
 		case pathLabel:
 			s.Path = value
 		case targetsLabel:
-			if s.Targets, err = parseTargets(value); err != nil {
+			if s.Targets, err = parseTargets(value, own); err != nil {
 				return s, nil, false, fmt.Errorf("%s %q: %w", name, value, err)
 			}
 		default:
@@ -77,11 +105,11 @@ func scrapeOf(annotations map[string]string) (s appScrape, read []string, merge 
 }
 
 // parseTargets reads "8080:/metrics,9100".
-func parseTargets(value string) (out []appTarget, err error) {
+func parseTargets(value string, own []int) (out []appTarget, err error) {
 	for _, item := range items(value) {
 		port, path, _ := strings.Cut(item, ":")
 		t := appTarget{Port: strings.TrimSpace(port), Path: first(strings.TrimSpace(path), "/metrics")}
-		if err := scrapablePort(t.Port); err != nil {
+		if err := scrapablePort(t.Port, own); err != nil {
 			return nil, err
 		}
 		out = append(out, t)
@@ -89,57 +117,115 @@ func parseTargets(value string) (out []appTarget, err error) {
 	return out, nil
 }
 
-func scrapablePort(port string) error {
+func scrapablePort(port string, own []int) error {
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
 		return fmt.Errorf("%q is no port", port)
 	}
-	for _, own := range meshPorts {
-		if int(n) == own {
-			return fmt.Errorf("port %d is the mesh's own", n)
-		}
+	if slices.Contains(own, int(n)) {
+		return fmt.Errorf("port %d is the mesh's own", n)
 	}
 	return nil
 }
 
-// metrics has the application's metrics merged by the agent, and Prometheus sent there. It is for agents of any kind: our own typed
-// path knows what ours can do.
-func (t *templating) metrics(s *podSettings) error {
-	if t.forAgent() { // what the agent is told of the application's metrics stands in .Sidecar.Proxy.Env
-		if !merges(t.out, s) {
-			return nil
-		}
-		t.annotate(prometheusScrape, "true")
-		t.annotate(prometheusPort, strconv.Itoa(agentPort))
-		t.annotate(prometheusPath, "/stats/prometheus")
+// scrape is what becomes of the application's metrics: where they are merged, Prometheus is sent to the agent, which is told where the
+// application has its own.
+type scrape struct {
+	merged bool
+	app    appScrape
+	read   []string // the annotations that said it
+	port   int32    // the agent's
+}
+
+// useScrape reads how the application wants to be scraped.
+func (s *podSettings) useScrape(annotations map[string]string) (err error) {
+	if !s.mergeMetrics {
 		return nil
 	}
-	app, read, merge, err := scrapeOf(t.out.Annotations)
+	own := meshPorts
+	if s.agentPort != agentPort || s.answersAlso() != 0 {
+		own = slices.DeleteFunc(slices.Clone(meshPorts), func(port int) bool { return port == agentPort })
+		own = append(own, int(s.agentPort), int(s.answersAlso()))
+	}
+	sc := scrape{port: s.agentPort}
+	if sc.app, sc.read, sc.merged, err = scrapeOf(annotations, own); err != nil {
+		return err
+	}
+	if !sc.merged || sc.app.Port == strconv.Itoa(int(sc.port)) {
+		return nil // it is the agent's own port already: from an earlier injection
+	}
+	if sc.app.Port != "" && len(sc.app.Targets) == 0 {
+		if err := scrapablePort(sc.app.Port, own); err != nil {
+			return errors.New(prometheusPort + ": " + err.Error())
+		}
+	}
+	s.scrape = sc
+	return nil
+}
+
+// told is the value of scrapeEnv; "" is none.
+func (s *scrape) told() string {
+	if !s.merged || len(s.read) == 0 {
+		return ""
+	}
+	data, err := json.Marshal(s.app)
+	if err != nil {
+		panic("encode scrape settings: " + err.Error()) // strings only
+	}
+	return string(data)
+}
+
+// annotations send Prometheus to the agent.
+func (s *scrape) annotations() map[string]string {
+	return map[string]string{prometheusScrape: "true", prometheusPort: strconv.Itoa(int(s.port)), prometheusPath: mergedPath}
+}
+
+// annotate changes the annotations of a pod: Prometheus would take one of several spellings by chance.
+func (s *scrape) annotate(annotations map[string]string) {
+	if !s.merged {
+		return
+	}
+	for _, name := range s.read {
+		delete(annotations, name)
+	}
+	maps.Copy(annotations, s.annotations())
+}
+
+// notScrapable is the error for annotations about metrics that cannot be used.
+func notScrapable(subject ref.Ref, err error) *RefusedError {
+	return &RefusedError{Problems: []diag.Problem{{Code: diag.InvalidAnnotation, Severity: diag.Error, Object: subject, Field: "metadata.annotations",
+		Detail: "the application cannot be scraped: " + err.Error(), Hint: "name a port of the application"}}}
+}
+
+// metrics has the application's metrics merged by the agent, and Prometheus sent there. It is for agents of any kind.
+func (t *templating) metrics(s *podSettings) error {
+	if t.forAgent() { // what the agent is told of the application's metrics stands in .Sidecar.Proxy.Env
+		if t.out.Annotations == nil {
+			t.out.Annotations = map[string]string{}
+		}
+		s.scrape.annotate(t.out.Annotations)
+		return nil
+	}
+	app, read, merge, err := scrapeOf(t.out.Annotations, meshPorts)
 	if err != nil {
 		return err
 	}
-	port := strconv.Itoa(t.config.statusPort())
-	if !merge || !s.mergeMetrics || app.Port == port {
+	sc := scrape{merged: merge && s.mergeMetrics, app: app, read: read, port: int32(t.config.statusPort())}
+	if !sc.merged || app.Port == strconv.Itoa(int(sc.port)) {
 		return nil // it is the mesh's own port already: from an earlier injection
 	}
 	if app.Port != "" && len(app.Targets) == 0 {
-		if err := scrapablePort(app.Port); err != nil {
+		if err := scrapablePort(app.Port, meshPorts); err != nil {
 			return errors.New(prometheusPort + ": " + err.Error())
 		}
 	}
 	if proxy := sidecarOf(t.out); proxy != nil && len(read) > 0 {
-		data, err := json.Marshal(app)
-		if err != nil {
-			return err
-		}
-		proxy.Env = append(proxy.Env, corev1.EnvVar{Name: "ISTIO_PROMETHEUS_ANNOTATIONS", Value: literal(string(data))})
+		proxy.Env = append(proxy.Env, corev1.EnvVar{Name: scrapeEnv, Value: literal(sc.told())})
 	}
-	for _, name := range read {
-		delete(t.out.Annotations, name) // Prometheus would take one of several spellings by chance
+	if t.out.Annotations == nil {
+		t.out.Annotations = map[string]string{}
 	}
-	t.annotate(prometheusScrape, "true")
-	t.annotate(prometheusPort, port)
-	t.annotate(prometheusPath, "/stats/prometheus")
+	sc.annotate(t.out.Annotations)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,7 +18,7 @@ func ofTypedPath(before, after *corev1.Pod) bool {
 	switch {
 	case late && (len(a.Containers) != len(b.Containers) || len(a.InitContainers) != len(b.InitContainers)):
 		return false
-	case !keeps(before.Labels, after.Labels) || !keeps(before.Annotations, after.Annotations):
+	case !keeps(before.Labels, after.Labels) || !keepsAnnotations(before.Annotations, after.Annotations):
 		return false
 	case !begins(b.Volumes, a.Volumes) || !begins(b.ImagePullSecrets, a.ImagePullSecrets):
 		return false
@@ -80,6 +81,16 @@ func keeps(before, after map[string]string) bool {
 	return true
 }
 
+// keepsAnnotations is keeps for annotations: those about metrics, in whichever spelling, go when the agent merges them.
+func keepsAnnotations(before, after map[string]string) bool {
+	for name := range before {
+		if _, has := after[name]; !has && !strings.HasPrefix(name, "prometheus") {
+			return false
+		}
+	}
+	return len(before) == 0 || len(after) > 0
+}
+
 // begins reports whether list begins with part.
 func begins[T any](list, part []T) bool {
 	return len(list) >= len(part) && (len(part) == 0 || &list[0] == &part[0] || reflect.DeepEqual(list[:len(part)], part))
@@ -91,7 +102,7 @@ func keepsContainers(before, after []corev1.Container, late bool) bool {
 	at := 0
 	for i := range before {
 		name := before[i].Name
-		ours := name == ProxyContainer || name == InitContainer
+		ours := isOurs(name)
 		if ours && !late {
 			continue
 		}

@@ -3,6 +3,7 @@ package inject
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,15 +39,15 @@ func (c *Config) byTemplates(pod *corev1.Pod, list []*podTemplate, w workload, s
 	if err := t.merge(w); err != nil {
 		return nil, t.warnings, err
 	}
-	if t.before != nil && t.sameStatus() || injected(pod) && (t.before == nil || t.forAgent()) {
+	if t.before != nil && t.sameStatus() || injected(pod) && (t.before == nil || t.forAgent() && t.sameContainers()) {
 		if sidecarOf(pod) == nil {
 			return pod, t.warnings, nil
 		}
-		out, late := c.lateProbes(pod, &t.settings, subject)
-		if port := c.probePort(pod); out != pod && port != agentPort && !t.forAgent() {
-			t.out = out
-			t.askAt(port)
+		settings := t.settings
+		if !t.forAgent() { // its port is where that agent's mesh has it
+			settings.agentPort, settings.ownStatusPort = int32(c.probePort(pod)), false
 		}
+		out, late := c.lateProbes(pod, &settings, subject)
 		return out, append(t.warnings, late...), nil
 	}
 	if err := t.finish(); err != nil {
@@ -186,6 +187,13 @@ func statusOf(pod *corev1.Pod) *statusJSON {
 // sameStatus reports whether an earlier injection added just what this one would: then the pod stays as it is.
 func (t *templating) sameStatus() bool {
 	b := t.before
+	return t.sameContainers() &&
+		slices.Equal(b.Volumes, t.status.Volumes) && slices.Equal(b.ImagePullSecrets, t.status.ImagePullSecrets) && b.Revision == t.status.Revision
+}
+
+// sameContainers reports whether the containers are those of an earlier injection, and there.
+func (t *templating) sameContainers() bool {
+	b := t.before
 	for _, name := range b.Containers {
 		if containerIn(t.pod.Spec.Containers, name) == nil {
 			return false
@@ -196,8 +204,7 @@ func (t *templating) sameStatus() bool {
 			return false
 		}
 	}
-	return slices.Equal(b.InitContainers, t.status.InitContainers) && slices.Equal(b.Containers, t.status.Containers) &&
-		slices.Equal(b.Volumes, t.status.Volumes) && slices.Equal(b.ImagePullSecrets, t.status.ImagePullSecrets) && b.Revision == t.status.Revision
+	return slices.Equal(b.InitContainers, t.status.InitContainers) && slices.Equal(b.Containers, t.status.Containers)
 }
 
 // takeChanges takes out of the pod the containers that a template adds too: they are what the user wants otherwise. One that an
@@ -245,6 +252,9 @@ func (t *templating) applyChanges(pc *meshv1alpha1.ProxyConfig) {
 		for i := range *list.now {
 			if slices.Contains(list.added, (*list.now)[i].Name) {
 				(*list.now)[i] = t.changes.apply((*list.now)[i])
+			}
+			if t.forAgent() && (*list.now)[i].Name == ProxyContainer {
+				(*list.now)[i] = t.settings.keepRoot((*list.now)[i])
 			}
 		}
 		*list.now = inOrderOf(*list.now, list.was, func(c corev1.Container) string { return c.Name })
@@ -334,8 +344,7 @@ func (t *templating) finish() error {
 		t.cluster(proxy)
 	}
 	if err := t.metrics(&after); err != nil {
-		return &RefusedError{Problems: []diag.Problem{{Code: diag.InvalidAnnotation, Severity: diag.Error, Object: t.subject, Field: "metadata.annotations",
-			Detail: "the application cannot be scraped: " + err.Error(), Hint: "name a port of the application"}}}
+		return notScrapable(t.subject, err)
 	}
 	t.probes(proxy, &after)
 	if network := c.networkOf(t.pod); network != "" {
@@ -373,19 +382,25 @@ func (t *templating) cluster(proxy *corev1.Container) {
 // probes sends the kubelet's probes to the agent, by the port of the pod's annotation if there is one.
 func (t *templating) probes(proxy *corev1.Container, s *podSettings) {
 	port := t.config.probePort(t.out)
+	if t.forAgent() {
+		port = int(s.probePort())
+	}
 	if proxy == nil || !s.rewriteProbes || s.readiness.off || port == 0 {
 		return
 	}
 	probers := map[string]*corev1.Probe{}
-	var left []diag.Problem
+	r := probeRewrite{port: int32(port), probers: probers, subject: t.subject}
 	native := containerIn(t.out.Spec.InitContainers, ProxyContainer) != nil
-	t.out.Spec.InitContainers = rewriteProbes(t.out.Spec.InitContainers, native, probers, &left, t.subject)
-	t.out.Spec.Containers = rewriteProbes(t.out.Spec.Containers, native || s.hold, probers, &left, t.subject)
-	t.warnings = append(t.warnings, left...)
+	t.out.Spec.InitContainers = r.containers(t.out.Spec.InitContainers, native)
+	t.out.Spec.Containers = r.containers(t.out.Spec.Containers, native || s.hold)
+	t.warnings = append(t.warnings, r.left...)
+	if earlier := sidecarOf(t.pod); t.before != nil && earlier != nil {
+		addKnown(probers, earlier.Env) // also where that container is not taken over
+	}
 	if len(probers) == 0 {
 		return
 	}
-	if port != agentPort && !t.forAgent() {
+	if port != agentPort {
 		t.askAt(port)
 	}
 	proxy = sidecarOf(t.out)
@@ -394,13 +409,18 @@ func (t *templating) probes(proxy *corev1.Container, s *podSettings) {
 		proxy.Env = append(proxy.Env, corev1.EnvVar{Name: probersEnv, Value: literal(probersJSON(probers))})
 		return
 	}
-	var known map[string]*corev1.Probe
-	if json.Unmarshal([]byte(fromLiteral(proxy.Env[at].Value)), &known) == nil {
-		for path, probe := range known {
-			probers[path] = probe
+	addKnown(probers, proxy.Env)
+	proxy.Env[at].Value = literal(probersJSON(probers))
+}
+
+// addKnown adds what a sidecar has been told to ask.
+func addKnown(probers map[string]*corev1.Probe, env []corev1.EnvVar) {
+	for i := range env {
+		var known map[string]*corev1.Probe
+		if env[i].Name == probersEnv && json.Unmarshal([]byte(fromLiteral(env[i].Value)), &known) == nil {
+			maps.Copy(probers, known)
 		}
 	}
-	proxy.Env[at].Value = literal(probersJSON(probers))
 }
 
 // askAt changes the port of the probes and hooks that go to the agent.
@@ -433,8 +453,13 @@ func (t *templating) askAt(port int) {
 // order puts the mesh's containers where they belong: see place.
 func (t *templating) order(hold bool) {
 	spec := &t.out.Spec
-	firstOf := func(name string) { spec.InitContainers = moved(spec.InitContainers, name, true) }
-	lastOf := func(name string) { spec.InitContainers = moved(spec.InitContainers, name, false) }
+	move := func(name string, begin bool) {
+		if !t.forAgent() || slices.Contains(t.status.InitContainers, name) { // ours adds one or the other: what else has such a name is a user's
+			spec.InitContainers = moved(spec.InitContainers, name, begin)
+		}
+	}
+	firstOf := func(name string) { move(name, true) }
+	lastOf := func(name string) { move(name, false) }
 	spec.Containers = moved(spec.Containers, ProxyContainer, hold)
 	if containerIn(spec.InitContainers, ProxyContainer) != nil {
 		for _, name := range []string{coreDumpContainer, ProxyContainer, validationContainer, InitContainer} {

@@ -50,7 +50,8 @@ func parsePortsOrAll(value string) (string, error) {
 	return parsePorts(value)
 }
 
-// parseRanges reads "10.0.0.1/8, fd00::/8" as "10.0.0.0/8,fd00::/8"; "" is none.
+// parseRanges reads "10.0.0.1/8, fd00::/8" as "10.0.0.1/8,fd00::/8"; "" is none. Who reads the arguments ignores the bits behind the
+// prefix; they stay, so that people find what they wrote.
 func parseRanges(value string) (string, error) {
 	var out []string
 	for _, item := range items(value) {
@@ -58,7 +59,7 @@ func parseRanges(value string) (string, error) {
 		if err != nil || prefix.Addr().Is4In6() {
 			return "", fmt.Errorf("%q is no range of addresses: use CIDR form such as 10.0.0.0/8, with commas between", item)
 		}
-		out = append(out, prefix.Masked().String())
+		out = append(out, prefix.String())
 	}
 	return strings.Join(out, ","), nil
 }
@@ -187,6 +188,19 @@ const (
 	bootstrapKey    = "custom_bootstrap.json"
 )
 
+// mountCertificates adds the Secret istio.SERVICEACCOUNT, with a certificate of somebody else's making, where the operator wants it for
+// bootstraps and templates that read it from /etc/certs. It may be missing.
+func (c *Config) mountCertificates(s *podSettings, pod *corev1.Pod) {
+	if !c.settings.Values.Global.MountMTLSCerts {
+		return
+	}
+	const name = "istio-certs"
+	yes := true
+	s.userMounts = append(s.userMounts[:len(s.userMounts):len(s.userMounts)], corev1.VolumeMount{Name: name, MountPath: "/etc/certs/", ReadOnly: true})
+	s.userVolumes = append(s.userVolumes[:len(s.userVolumes):len(s.userVolumes)], corev1.Volume{Name: name,
+		VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "istio." + first(pod.Spec.ServiceAccountName, "default"), Optional: &yes}}})
+}
+
 // useBootstrap adds the volume of the pod's own bootstrap.
 func (s *podSettings) useBootstrap() {
 	if s.bootstrap == "" {
@@ -310,7 +324,7 @@ func strictJSON(data []byte, into any) error {
 }
 
 // checkProxyConfig refuses what the sidecar could not start with, or what would change the path of its traffic.
-func checkProxyConfig(pc *meshv1alpha1.ProxyConfig) error {
+func checkProxyConfig(pc *meshv1alpha1.ProxyConfig, serves Serves) error {
 	if err := checkAddress(pc.GetDiscoveryAddress()); err != nil {
 		return fmt.Errorf("discoveryAddress: %w", err)
 	}
@@ -337,13 +351,18 @@ func checkProxyConfig(pc *meshv1alpha1.ProxyConfig) error {
 	if kind := pc.GetImage().GetImageType(); kind != "" && !imageType.MatchString(kind) {
 		return fmt.Errorf("image.imageType: %q is no type such as distroless", kind)
 	}
+	if port := pc.GetStatusPort(); port < 0 || port > 65535 || isMeshPort(port) {
+		return fmt.Errorf("statusPort: %d is no port, or the proxy's own", port)
+	}
 	if err := checkProxyMetadata(pc.GetProxyMetadata()); err != nil {
 		return err
 	}
-	if pc.GetInterceptionMode() != meshv1alpha1.ProxyConfig_REDIRECT {
-		return fmt.Errorf("interceptionMode: this version intercepts by REDIRECT only, not by %s", pc.GetInterceptionMode())
+	if capturesDNS(pc.GetProxyMetadata()) {
+		if err := serves.dns(); err != nil {
+			return named("proxyMetadata."+dnsCapture, err)
+		}
 	}
-	return nil
+	return named("interceptionMode", serves.interception(pc.GetInterceptionMode()))
 }
 
 // checkProxyMetadata looks at what become environment variables of the sidecar.
@@ -355,9 +374,6 @@ func checkProxyMetadata(m map[string]string) error {
 		if strings.ContainsRune(m[name], 0) {
 			return fmt.Errorf("proxyMetadata.%s: it has a zero byte", name)
 		}
-	}
-	if capturesDNS(m) {
-		return errors.New("proxyMetadata." + dnsCapture + ": DNS capture is not carried out yet, and DNS sent to nobody would be an outage: set it to \"false\"")
 	}
 	return nil
 }

@@ -41,6 +41,10 @@ type Options struct {
 	ExcludeOutboundPorts  []uint16
 	IncludeOutboundPorts  []uint16 // captured wherever they lead, but for the excluded ranges
 
+	// OwnPorts are where the agent and Envoy answer themselves: the kubelet, and whoever collects metrics, reach them whatever else is
+	// captured.
+	OwnPorts []uint16
+
 	ExcludeInterfaces []string // network devices whose traffic is left alone, in both directions
 	RerouteInterfaces []string // devices of virtual machines or inner containers: what comes in by them is outbound traffic
 }

@@ -2,6 +2,7 @@ package intercept
 
 import (
 	"net/netip"
+	"slices"
 )
 
 // The chains. They have Istio's names.
@@ -73,7 +74,7 @@ func inbound(o Options, f family) (rules []rule) {
 		}
 		rules = append(rules, rule{in: device, target: verdictReturn})
 	}
-	for _, port := range o.ExcludeInboundPorts {
+	for _, port := range o.notCaptured() {
 		rules = append(rules, rule{dport: port, target: verdictReturn})
 	}
 	if o.InboundPorts.All {
@@ -83,6 +84,13 @@ func inbound(o Options, f family) (rules []rule) {
 		rules = append(rules, rule{dport: port, target: chainInRedirect})
 	}
 	return rules
+}
+
+// notCaptured are the inbound ports that are left alone, sorted.
+func (o Options) notCaptured() []uint16 {
+	list := slices.Concat(o.ExcludeInboundPorts, o.OwnPorts)
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 func outbound(o Options, f family) (rules []rule) {

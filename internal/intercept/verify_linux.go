@@ -27,20 +27,26 @@ var ErrNotIntercepted = errors.New("the rules are installed, but a test connecti
 // Verify proves the rules by real connections. It listens where the proxy will, connects from this user (root, who is not the
 // proxy) to an address outside of the pod, and looks where the connection arrives and which destination the kernel remembers for
 // it. With CAP_SETUID it also calls the pod's own address as the proxy's user, which must arrive at the inbound port; a
-// connection from outside cannot be made from inside a pod, so for PREROUTING the read-back of Apply must do.
+// connection from outside cannot be made from inside a pod, so for PREROUTING the read-back of Apply must do. A program that runs as
+// the proxy's user itself tries that second connection only: the first one is not captured.
 //
 // The notes say what could not be tested and why. They are no failure: the proxy may be running already (a restarted init
 // container), or the pod may have no route yet.
 func Verify(ctx context.Context, o Options) (notes []string, err error) {
-	if os.Geteuid() == int(o.ProxyUID) || os.Getegid() == int(o.ProxyGID) {
-		return nil, fmt.Errorf("verify interception: this program runs as the proxy's own user or group %d:%d, whose connections are not captured", o.ProxyUID, o.ProxyGID)
+	proxy := os.Geteuid() == int(o.ProxyUID)
+	if !proxy && os.Getegid() == int(o.ProxyGID) {
+		return nil, fmt.Errorf("verify interception: this program runs as the proxy's own group %d, whose connections are not captured", o.ProxyGID)
 	}
 	families, err := podFamilies(routable)
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range families {
-		more, err := verifyFamily(ctx, o, f)
+		verify := verifyFamily
+		if proxy {
+			verify = verifyOwn
+		}
+		more, err := verify(ctx, o, f)
 		notes = append(notes, more...)
 		if err != nil {
 			return notes, fmt.Errorf("verify interception: %w", err)
@@ -64,12 +70,21 @@ func verifyFamily(ctx context.Context, o Options, f family) (notes []string, err
 	} else if err := expect(out, dst, func() (net.Conn, error) { return dial(ctx, dst) }); err != nil {
 		return notes, err
 	}
-	if !hasCapability(unix.CAP_SETUID) || !o.InboundPorts.All && len(o.InboundPorts.List) == 0 {
+	if _, has := ownAddress(f); !has || !hasCapability(unix.CAP_SETUID) {
+		return notes, nil
+	}
+	more, err := verifyOwn(ctx, o, f)
+	return append(notes, more...), err
+}
+
+// verifyOwn calls the pod's own address as the proxy's user.
+func verifyOwn(ctx context.Context, o Options, f family) (notes []string, err error) {
+	if !o.InboundPorts.All && len(o.InboundPorts.List) == 0 {
 		return notes, nil
 	}
 	own, ok := ownAddress(f)
 	if !ok {
-		return notes, nil
+		return []string{fmt.Sprintf("the pod has no address to try (%s)", f.network())}, nil
 	}
 	in, err := listen(ctx, f, o.InboundPort)
 	if err != nil {

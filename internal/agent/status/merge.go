@@ -11,8 +11,10 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +26,7 @@ const (
 	scrapeTimeout = 10 * time.Second // Prometheus' default, when it does not say
 	maxAppMetrics = 64 << 20         // bytes
 	maxMetricLine = 1 << 20          // bytes; one sample with its labels
+	maxTargets    = 32               // of one application
 )
 
 // Scrape is where the application serves its own metrics.
@@ -32,57 +35,69 @@ type Scrape struct {
 	Path string
 }
 
-// ParseScrape reads ISTIO_PROMETHEUS_ANNOTATIONS, {"scrape":"true","path":"/metrics","port":"8080"}: what the pod's own prometheus.io
-// annotations said before they were changed to the agent's port. Nil means that there is nothing to scrape.
-func ParseScrape(text string, agentPort uint16) (*Scrape, error) {
+// ParseScrape reads ISTIO_PROMETHEUS_ANNOTATIONS, {"scrape":"true","path":"/metrics","port":"8080","targets":[…]}: what the pod's own
+// prometheus.io annotations said before they were changed to the agent's port. Targets, each with a port and a path, come before the
+// one port and path. Only "scrape" that says no gives none, as in Istio.
+func ParseScrape(text string) ([]Scrape, error) {
 	if text == "" {
 		return nil, nil
 	}
+	type target struct {
+		Path string `json:"path"`
+		Port string `json:"port"`
+	}
 	var in struct {
-		Scrape string `json:"scrape"`
-		Path   string `json:"path"`
-		Port   string `json:"port"`
+		target
+		Scrape  string   `json:"scrape"`
+		Targets []target `json:"targets"`
 	}
 	if err := json.Unmarshal([]byte(text), &in); err != nil {
 		return nil, fmt.Errorf("parse scrape settings: %w", err)
 	}
-	if in.Scrape != "true" {
+	if wanted, err := strconv.ParseBool(in.Scrape); err == nil && !wanted {
 		return nil, nil
 	}
-	s := &Scrape{Port: 80, Path: "/metrics"}
-	if in.Port != "" {
-		n, err := strconv.ParseUint(in.Port, 10, 16)
-		if err != nil || n == 0 {
-			return nil, fmt.Errorf("parse scrape settings: port %q: want a number from 1 to 65535 (annotation prometheus.io/port)", in.Port)
+	if len(in.Targets) == 0 {
+		in.Targets = []target{in.target}
+	}
+	if len(in.Targets) > maxTargets {
+		return nil, fmt.Errorf("parse scrape settings: %d targets: the most is %d", len(in.Targets), maxTargets)
+	}
+	var list []Scrape
+	for _, t := range in.Targets {
+		s := Scrape{Port: 80, Path: "/metrics"}
+		if t.Port != "" {
+			n, err := strconv.ParseUint(t.Port, 10, 16)
+			if err != nil || n == 0 {
+				return nil, fmt.Errorf("parse scrape settings: port %q: want a number from 1 to 65535 (annotation prometheus.io/port)", t.Port)
+			}
+			s.Port = uint16(n)
 		}
-		s.Port = uint16(n)
+		if t.Path != "" {
+			s.Path = "/" + strings.TrimPrefix(t.Path, "/")
+		}
+		list = append(list, s)
 	}
-	if in.Path != "" {
-		s.Path = "/" + strings.TrimPrefix(in.Path, "/")
-	}
-	if s.Port == agentPort {
-		return nil, fmt.Errorf("parse scrape settings: port %d is the agent's own", agentPort)
-	}
-	return s, nil
+	return list, nil
 }
 
-func (s *Scrape) url() string {
+func (s Scrape) url() string {
 	return "http://" + net.JoinHostPort("localhost", strconv.Itoa(int(s.Port))) + s.Path
 }
 
 // merger serves the metrics of the proxy, the application and the agent as one answer.
 type merger struct {
 	proxyURL string
-	app      *Scrape
+	apps     []Scrape
 	own      prometheus.Gatherer
 	client   *http.Client
 	scrapes  prometheus.Counter
 	failures *prometheus.CounterVec // type: envoy, application, agent
 }
 
-func newMerger(proxyURL string, app *Scrape, own *prometheus.Registry) *merger {
+func newMerger(proxyURL string, apps []Scrape, own *prometheus.Registry) *merger {
 	m := &merger{
-		proxyURL: proxyURL, app: app, own: own,
+		proxyURL: proxyURL, apps: apps, own: own,
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute, Proxy: nil}},
 		scrapes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "istio_agent_scrapes_total", Help: "Scrapes of the merged metrics."}),
@@ -93,27 +108,14 @@ func newMerger(proxyURL string, app *Scrape, own *prometheus.Registry) *merger {
 	return m
 }
 
-// ServeHTTP answers in the format that the application answered in, so that nothing of it is lost; without one in the text format. A
-// source that fails is counted and left out: the others' metrics are worth having most when something is wrong.
+// ServeHTTP answers in the format that the application answered in, so that nothing of it is lost; without one, and with several, in
+// the text format. A source that fails is counted and left out: the others' metrics are worth having most when something is wrong.
 func (m *merger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.scrapes.Inc()
 	ctx, cancel := context.WithTimeout(r.Context(), timeoutOf(r))
 	defer cancel()
-	var app io.ReadCloser
-	contentType := string(expfmt.NewFormat(expfmt.TypeTextPlain))
-	openMetrics := false
-	if m.app != nil {
-		body, given, err := m.get(ctx, m.app.url(), acceptable(r.Header.Get("Accept")))
-		if err == nil {
-			app, openMetrics = body, isOpenMetrics(given)
-			if given != "" {
-				contentType = given
-			}
-			defer body.Close()
-		} else {
-			m.failures.WithLabelValues("application").Inc()
-		}
-	}
+	apps, contentType := m.ask(ctx, r.Header.Get("Accept"))
+	openMetrics := isOpenMetrics(contentType)
 	w.Header().Set("Content-Type", contentType)
 	out := bufio.NewWriterSize(w, 32<<10)
 	defer func() { _ = out.Flush() }() // the scraper may have gone
@@ -128,15 +130,49 @@ func (m *merger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		body.Close()
 	}
-	if app != nil {
+	for _, app := range apps {
 		if err := copyApp(out, app); err != nil {
 			m.failures.WithLabelValues("application").Inc()
 		}
+		app.Close()
 	}
 	if openMetrics {
 		_, _ = out.WriteString("# EOF\n")
 	}
 }
+
+// ask asks the application for its metrics, all targets at once. Those of several can only be joined in one format, the plain one.
+func (m *merger) ask(ctx context.Context, accept string) (bodies []io.ReadCloser, contentType string) {
+	contentType = string(expfmt.NewFormat(expfmt.TypeTextPlain))
+	if len(m.apps) > 1 {
+		accept = ""
+	}
+	bodies = make([]io.ReadCloser, len(m.apps))
+	types := make([]string, len(m.apps))
+	var wg sync.WaitGroup
+	for i, app := range m.apps {
+		wg.Go(func() {
+			body, given, err := m.get(ctx, app.url(), acceptable(accept))
+			if err == nil && len(m.apps) > 1 && isOpenMetrics(given) {
+				body.Close()
+				err = errNotPlain
+			}
+			if err != nil {
+				m.failures.WithLabelValues("application").Inc()
+				return
+			}
+			bodies[i], types[i] = body, given
+		})
+	}
+	wg.Wait()
+	if len(m.apps) == 1 && types[0] != "" {
+		contentType = types[0]
+	}
+	return slices.DeleteFunc(bodies, func(b io.ReadCloser) bool { return b == nil }), contentType
+}
+
+// errNotPlain says that a target answers in a format that was not asked for and cannot be joined with others.
+var errNotPlain = errors.New("the application answers in another format than it was asked for")
 
 // timeoutOf leaves a little of Prometheus' own time-out for the answer's way back.
 func timeoutOf(r *http.Request) time.Duration {

@@ -21,13 +21,14 @@ import (
 type Config struct {
 	// Ready gives what the proxy lacks. It is called for every request of readiness.
 	Ready func(ctx context.Context) readiness.Status
-	// ReadyListener serves /healthz/ready only (15021), Listener everything (15020).
-	ReadyListener, Listener net.Listener
-	Probes                  Probes
-	App                     netip.Addr // where the application listens: the pod's address
-	ProxyMetrics            string     // URL of Envoy's metrics in the text format
-	Scrape                  *Scrape    // of the application; nil for none
-	Registry                *prometheus.Registry
+	// ReadyListener serves /healthz/ready only (15021), Listeners everything (15020).
+	ReadyListener net.Listener
+	Listeners     []net.Listener
+	Probes        Probes
+	App           netip.Addr // where the application listens: the pod's address
+	ProxyMetrics  string     // URL of Envoy's metrics in the text format
+	Scrape        []Scrape   // of the application
+	Registry      *prometheus.Registry
 	// Quit ends the agent, Drain begins to drain the proxy and keeps it running. Both return at once.
 	Quit, Drain func()
 	Log         *slog.Logger
@@ -70,12 +71,14 @@ func New(c Config) *Server {
 
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	ended := make(chan error, 2)
-	servers := []*http.Server{
-		{Handler: s.readyOnly, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout},
-		{Handler: s.full, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout},
-	}
-	for i, l := range []net.Listener{s.config.ReadyListener, s.config.Listener} {
+	listeners := append([]net.Listener{s.config.ReadyListener}, s.config.Listeners...)
+	ended := make(chan error, len(listeners))
+	servers := make([]*http.Server, len(listeners))
+	for i, l := range listeners {
+		servers[i] = &http.Server{Handler: s.full, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
+		if l == s.config.ReadyListener {
+			servers[i].Handler = s.readyOnly
+		}
 		go func() {
 			err := servers[i].Serve(l)
 			if errors.Is(err, http.ErrServerClosed) {

@@ -29,6 +29,7 @@ import (
 type fixture struct {
 	t          *testing.T
 	ready, all string // base URLs
+	second     string // of the second listener that serves all
 	log        *strings.Builder
 	quits      atomic.Int32
 	status     atomic.Pointer[readiness.Status]
@@ -47,11 +48,12 @@ func serve(t *testing.T, change func(*Config)) *fixture {
 	}
 	c := Config{
 		Ready:         func(context.Context) readiness.Status { return *f.status.Load() },
-		ReadyListener: listen(), Listener: listen(), App: netip.MustParseAddr("127.0.0.1"), Registry: prometheus.NewRegistry(),
+		ReadyListener: listen(), Listeners: []net.Listener{listen(), listen()}, App: netip.MustParseAddr("127.0.0.1"), Registry: prometheus.NewRegistry(),
 		Quit: func() { f.quits.Add(1) }, Drain: func() { f.quits.Add(100) },
 		Log: slog.New(slog.NewTextHandler(f.log, nil)),
 	}
-	f.ready, f.all = "http://"+c.ReadyListener.Addr().String(), "http://"+c.Listener.Addr().String()
+	f.ready, f.all = "http://"+c.ReadyListener.Addr().String(), "http://"+c.Listeners[0].Addr().String()
+	f.second = "http://" + c.Listeners[1].Addr().String()
 	if change != nil {
 		change(&c)
 	}
@@ -285,7 +287,7 @@ func scraped(t *testing.T, app http.HandlerFunc) *fixture {
 		if app != nil {
 			server := httptest.NewServer(app)
 			t.Cleanup(server.Close)
-			c.Scrape = &Scrape{Port: uint16(portOf(t, server.Listener.Addr())), Path: "/metrics"}
+			c.Scrape = []Scrape{{Port: uint16(portOf(t, server.Listener.Addr())), Path: "/metrics"}}
 		}
 	})
 }
@@ -397,20 +399,64 @@ func TestScrapeTimes(t *testing.T) {
 
 func TestScrapeSettings(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                   "",
-		`{"scrape":"false"}`: "",
-		`{"scrape":"true"}`:  "http://localhost:80/metrics",
-		`{"scrape":"true","path":"m","port":"9090"}`: "http://localhost:9090/m",
+		"":                          "",
+		`{"scrape":"false"}`:        "",
+		`{"scrape":"True"}`:         "http://localhost:80/metrics",
+		`{"scrape":"","port":"81"}`: "http://localhost:81/metrics",
+		`{"scrape":"true","path":"m","port":"9090"}`:                                                 "http://localhost:9090/m",
+		`{"scrape":"true","path":"/m","port":"1","targets":[{"port":"1","path":"/m"},{"port":"2"}]}`: "http://localhost:1/m http://localhost:2/metrics",
+		`{"scrape":"false","targets":[{"port":"1"}]}`:                                                "",
 	} {
-		got, err := ParseScrape(text, 15020)
-		if err != nil || got == nil && want != "" || got != nil && got.url() != want {
+		list, err := ParseScrape(text)
+		var got []string
+		for _, s := range list {
+			got = append(got, s.url())
+		}
+		if err != nil || strings.Join(got, " ") != want {
 			t.Errorf("%s: %v, %v, want %q", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"{", `{"scrape":"true","port":"http"}`, `{"scrape":"true","port":"0"}`, `{"scrape":"true","port":"15020"}`} {
-		if got, err := ParseScrape(text, 15020); err == nil {
+	for _, text := range []string{"{", `{"scrape":"true","port":"http"}`, `{"scrape":"true","port":"0"}`, `{"targets":[{"port":"1"},{"port":"x"}]}`,
+		`{"targets":[` + strings.Repeat(`{"port":"1"},`, 40) + `{"port":"1"}]}`} {
+		if got, err := ParseScrape(text); err == nil {
 			t.Errorf("%s: %v", text, got)
 		}
+	}
+}
+
+// TestSeveralTargetsOfAnApplication: the metrics of all come as one answer in the plain format, on either of the agent's ports; one
+// that fails, or that answers in a format which cannot be joined, is left out and counted.
+func TestSeveralTargetsOfAnApplication(t *testing.T) {
+	target := func(contentType, text string) Scrape {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Accept") != "text/plain;version=0.0.4" {
+				t.Errorf("it is asked for %s", r.Header.Get("Accept"))
+			}
+			w.Header().Set("Content-Type", contentType)
+			fmt.Fprint(w, text)
+		}))
+		t.Cleanup(server.Close)
+		return Scrape{Port: uint16(portOf(t, server.Listener.Addr())), Path: "/metrics"}
+	}
+	plain := "text/plain; version=0.0.4; charset=utf-8"
+	f := serve(t, func(c *Config) {
+		c.ProxyMetrics = "http://127.0.0.1:1/stats"
+		c.Scrape = []Scrape{target(plain, "# TYPE orders gauge\norders 7"), target(plain, "# TYPE carts gauge\ncarts 3\n"),
+			target("application/openmetrics-text; version=1.0.0", "# TYPE odd gauge\nodd 1\n# EOF\n"), {Port: 1, Path: "/metrics"}}
+	})
+	for _, at := range []string{f.all, f.second} {
+		code, contentType, body := f.do("GET", at+"/stats/prometheus", http.Header{"Accept": {"application/openmetrics-text;version=1.0.0"}})
+		if code != 200 || !strings.HasPrefix(contentType, "text/plain; version=0.0.4") {
+			t.Errorf("%d %s", code, contentType)
+		}
+		parser := expfmt.NewTextParser(model.LegacyValidation)
+		families, err := parser.TextToMetricFamilies(strings.NewReader(body))
+		if err != nil || families["orders"] == nil || families["carts"] == nil || families["odd"] != nil {
+			t.Errorf("error %v:\n%s", err, body)
+		}
+	}
+	if _, _, body := f.do("GET", f.all+"/stats/prometheus", nil); !strings.Contains(body, `istio_agent_scrape_failures_total{type="application"} 6`) {
+		t.Errorf("failures are not counted:\n%s", body)
 	}
 }
 
