@@ -6,6 +6,7 @@ package install_test
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -336,11 +337,33 @@ func TestWithoutTheRightNothingIsChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = reader.Install(t.Context(), outside(""))
-	if err == nil || !strings.Contains(err.Error(), "create mutatingwebhookconfigurations.admissionregistration.k8s.io") {
+	if err == nil || !strings.Contains(err.Error(), ", mutatingwebhookconfigurations.admissionregistration.k8s.io; nor create ") {
 		t.Errorf("error %v; want one that names the verb and the kind", err)
 	}
 	if after := s.everything(t); !slices.Equal(before, after) {
 		t.Errorf("the cluster has changed:\n%s", strings.Join(after, "\n"))
+	}
+}
+
+// TestWhoMayNothingIsToldAllOfIt: a user who may not even read gets one list of all that is missing, not the first of it.
+func TestWhoMayNothingIsToldAllOfIt(t *testing.T) {
+	s := connect(t)
+	config := rest.CopyConfig(s.config)
+	config.Impersonate = rest.ImpersonationConfig{UserName: "jane", Groups: []string{"system:authenticated"}}
+	jane, err := install.New(install.Config{Kubernetes: kubernetes.NewForConfigOrDie(config), Dynamic: dynamic.NewForConfigOrDie(config), Progress: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = jane.Install(t.Context(), outside(""))
+	var denied *install.DeniedError
+	if !errors.As(err, &denied) {
+		t.Fatalf("error %v; want one that lists rights", err)
+	}
+	for _, want := range []string{"get, create and patch namespaces, ", " mutatingwebhookconfigurations.admissionregistration.k8s.io; nor get, create and patch ",
+		" services, ", " in namespace istio-system. Use a kubeconfig context"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not say %q: %v", want, err)
+		}
 	}
 }
 

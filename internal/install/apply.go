@@ -28,6 +28,9 @@ func (i *Installer) prepare(ctx context.Context, o Options) (*prepared, []Change
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := i.mayRead(ctx, objects); err != nil {
+		return nil, nil, err
+	}
 	s, err := i.survey(ctx, objects)
 	if err != nil {
 		return nil, nil, err

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/install"
@@ -283,7 +285,7 @@ func TestOneDefault(t *testing.T) {
 	} {
 		config := clients()
 		if c.live != nil {
-			config.Kubernetes = fake.NewClientset(c.live)
+			config.Kubernetes = whoMayRead(c.live)
 		}
 		installer, err := install.New(config)
 		if err != nil {
@@ -341,7 +343,18 @@ func TestWebhookURL(t *testing.T) {
 // clients are fakes that hold objects; enough for what must happen before anything is changed.
 func clients(objects ...runtime.Object) install.Config {
 	scheme := runtime.NewScheme()
-	return install.Config{Kubernetes: fake.NewClientset(), Dynamic: dynamicfake.NewSimpleDynamicClient(scheme, objects...), Progress: io.Discard}
+	return install.Config{Kubernetes: whoMayRead(), Dynamic: dynamicfake.NewSimpleDynamicClient(scheme, objects...), Progress: io.Discard}
+}
+
+// whoMayRead is a fake for a user who may read, and may not write.
+func whoMayRead(objects ...runtime.Object) *fake.Clientset {
+	c := fake.NewClientset(objects...)
+	c.PrependReactor("create", "selfsubjectaccessreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		review := action.(clienttesting.CreateAction).GetObject().(*authorizationv1.SelfSubjectAccessReview).DeepCopy()
+		review.Status.Allowed = review.Spec.ResourceAttributes.Verb == "get"
+		return true, review, nil
+	})
+	return c
 }
 
 func foreign(apiVersion, kind, namespace, name string) *unstructured.Unstructured {

@@ -114,15 +114,29 @@ func (i *Installer) oneDefault(ctx context.Context, o Options) error {
 		rival, c.Labels[label.IoIstioRev.Name], rival)
 }
 
-// DeniedError lists the rights that the user lacks.
+// DeniedError lists the rights that the user lacks, as in "create and patch services, configmaps in namespace istio-system".
 type DeniedError struct{ Missing []string }
 
 func (e *DeniedError) Error() string {
 	return "you may not " + strings.Join(e.Missing, "; nor ") + ". Use a kubeconfig context whose user may, such as a cluster administrator's. Nothing was changed"
 }
 
+// mayRead fails when the user may not read what an installation is made of. A user who lacks that mostly lacks more, so the error
+// names all that an installation takes.
+func (i *Installer) mayRead(ctx context.Context, objects []*unstructured.Unstructured) error {
+	if err := i.may(ctx, objects, "get"); err == nil || !errors.As(err, new(*DeniedError)) {
+		return err
+	}
+	return i.may(ctx, objects, "get", "create", "patch")
+}
+
 // mayApply asks the API server, before anything is changed, whether the user may create and patch every kind of object.
 func (i *Installer) mayApply(ctx context.Context, objects []*unstructured.Unstructured) error {
+	return i.may(ctx, objects, "create", "patch")
+}
+
+// may fails with a DeniedError that names the verbs that the user lacks on the objects' kinds.
+func (i *Installer) may(ctx context.Context, objects []*unstructured.Unstructured, verbs ...string) error {
 	var wanted []kindRef
 	for _, u := range objects {
 		r, err := resourceOf(u)
@@ -133,39 +147,76 @@ func (i *Installer) mayApply(ctx context.Context, objects []*unstructured.Unstru
 			wanted = append(wanted, r)
 		}
 	}
-	return i.may(ctx, wanted, "create", "patch")
-}
-
-// may fails with a DeniedError that names each verb that the user lacks on the kinds.
-func (i *Installer) may(ctx context.Context, wanted []kindRef, verbs ...string) error {
-	missing := make([]string, len(wanted)*len(verbs))
-	err := each(ctx, missing, func(ctx context.Context, n int, _ string) error {
-		r, verb := wanted[n/len(verbs)], verbs[n%len(verbs)]
-		ask := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
-			ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Group: r.Group, Version: r.Version, Resource: r.Resource},
-		}}
-		where := ""
-		if r.namespaced {
-			ask.Spec.ResourceAttributes.Namespace = Namespace
-			where = " in namespace " + Namespace
-		}
-		answer, err := i.kubernetes.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, ask, metav1.CreateOptions{})
-		if err != nil {
-			return fmt.Errorf("ask whether you may %s %s: %w", verb, r.Resource, err)
-		}
-		if !answer.Status.Allowed {
-			missing[n] = verb + " " + r.GroupResource().String() + where
-		}
-		return nil
+	lacks := make([]bool, len(wanted)*len(verbs))
+	err := each(ctx, lacks, func(ctx context.Context, n int, _ bool) (err error) {
+		lacks[n], err = i.denied(ctx, wanted[n/len(verbs)], verbs[n%len(verbs)])
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	missing = slices.DeleteFunc(missing, func(s string) bool { return s == "" })
-	if len(missing) > 0 {
+	if missing := describeRights(wanted, verbs, lacks); len(missing) > 0 {
 		return &DeniedError{Missing: missing}
 	}
 	return nil
+}
+
+// denied reports whether the user may not use a verb on a kind, where an installation has it.
+func (i *Installer) denied(ctx context.Context, r kindRef, verb string) (bool, error) {
+	ask := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
+		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Group: r.Group, Version: r.Version, Resource: r.Resource},
+	}}
+	if r.namespaced {
+		ask.Spec.ResourceAttributes.Namespace = Namespace
+	}
+	answer, err := i.kubernetes.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, ask, metav1.CreateOptions{})
+	if err != nil {
+		return false, fmt.Errorf("ask whether you may %s %s: %w", verb, r.Resource, err)
+	}
+	return !answer.Status.Allowed, nil
+}
+
+// describeRights puts what is lacking into few words: kinds of which the same verbs are lacking stand together, those of a
+// namespace apart. lacks has the verbs of the first kind, then those of the second, and so on.
+func describeRights(wanted []kindRef, verbs []string, lacks []bool) (missing []string) {
+	type group struct {
+		verbs      string
+		namespaced bool
+	}
+	var order []group
+	resources := map[group][]string{}
+	for k, r := range wanted {
+		var lacking []string
+		for v, verb := range verbs {
+			if lacks[k*len(verbs)+v] {
+				lacking = append(lacking, verb)
+			}
+		}
+		if len(lacking) == 0 {
+			continue
+		}
+		g := group{and(lacking), r.namespaced}
+		if !slices.Contains(order, g) {
+			order = append(order, g)
+		}
+		resources[g] = append(resources[g], r.GroupResource().String())
+	}
+	for _, g := range order {
+		text := g.verbs + " " + list(resources[g])
+		if g.namespaced {
+			text += " in namespace " + Namespace
+		}
+		missing = append(missing, text)
+	}
+	return missing
+}
+
+// and joins words as a sentence does.
+func and(words []string) string {
+	if n := len(words) - 1; n > 0 {
+		return list(words[:n]) + " and " + words[n]
+	}
+	return list(words)
 }
 
 // rehearse lets the API server check every object without storing it, so that a refusal (by a policy, a quota, an escalation
