@@ -107,7 +107,31 @@ func (e *kubeconfigError) Error() string {
 	if text := e.err.Error(); strings.HasSuffix(text, ": "+fs.ErrPermission.Error()) { // the client library keeps only the text
 		return fmt.Sprintf("the kubeconfig may not be read: %s; run this as its owner, or give a copy with --kubeconfig", text)
 	}
+	if file, why, ok := unreadable(e.err.Error()); ok {
+		return fmt.Sprintf("%s is no kubeconfig (%s): --kubeconfig and KUBECONFIG name another, `%s up` makes one with its lab", file, why, e.program)
+	}
 	return fmt.Sprintf("the kubeconfig cannot be used: %s; `kubectl config view` shows it", strings.TrimPrefix(e.err.Error(), "invalid configuration: "))
+}
+
+// unreadable takes apart what the client library says of a file that it cannot decode; it keeps only the text.
+func unreadable(text string) (file, why string, ok bool) {
+	rest, ok := strings.CutPrefix(text, `error loading config file "`)
+	if !ok {
+		return "", "", false
+	}
+	file, why, ok = strings.Cut(rest, `": `)
+	why = strings.TrimPrefix(why, "couldn't get version/kind; ")
+	if _, said, isJSON := strings.Cut(why, "json parse error: "); isJSON { // of what YAML took for a text, a list or the like
+		why = strings.TrimPrefix(said, "json: ")
+		if before, _, long := strings.Cut(why, " into Go value of type struct"); long {
+			why = before + " as one"
+		}
+	}
+	const longest = 200
+	if len(why) > longest {
+		why = strings.ToValidUTF8(why[:longest], "") + "…"
+	}
+	return file, oneLine(why), ok
 }
 
 // cause is the innermost error, without the addresses and verbs around it.
