@@ -67,10 +67,11 @@ func (a *app) narrow(m *mesh, args []string) {
 	m.NotConnected = slices.DeleteFunc(m.NotConnected, func(p notConnected) bool { return !wanted(p.Namespace, p.Pod) })
 }
 
+func silent(r replica) bool { return r.Error != "" }
+
 // verdict is the exit code.
 func verdict(m *mesh) error {
 	isBad := func(p proxy) bool { return p.state() != synced }
-	silent := func(r replica) bool { return r.Error != "" }
 	if slices.ContainsFunc(m.Proxies, isBad) || len(m.NotConnected) > 0 || slices.ContainsFunc(m.Replicas, silent) {
 		return &problemsError{}
 	}
@@ -83,7 +84,7 @@ func (a *app) showStatus(m *mesh, detailed bool) error {
 	}
 	for _, r := range m.Replicas {
 		if r.Error != "" {
-			fmt.Fprintf(a.Stderr, "warning: replica %s did not answer, its proxies are missing here: %s\n", r.Name, r.Error)
+			fmt.Fprintf(a.Stderr, "warning: replica %s did not answer, its proxies are missing here, or said to be not connected: %s\n", r.Name, r.Error)
 		}
 	}
 	if detailed {
@@ -97,8 +98,11 @@ func (a *app) showStatus(m *mesh, detailed bool) error {
 		}
 	}
 	for _, p := range m.NotConnected {
-		fmt.Fprintf(a.Stdout, "not connected: %s/%s has a sidecar that no replica knows; `kubectl logs -n %s %s -c istio-proxy` says why\n",
-			p.Namespace, p.Pod, p.Namespace, p.Pod)
+		fmt.Fprintf(a.Stdout, "not connected: %s/%s\n", p.Namespace, p.Pod)
+	}
+	if len(m.NotConnected) > 0 && !slices.ContainsFunc(m.Replicas, silent) { // else they may be connected to that one
+		first := m.NotConnected[0]
+		fmt.Fprintf(a.Stdout, "Why: kubectl logs -n %s %s -c istio-proxy\n", first.Namespace, first.Pod)
 	}
 	if !detailed {
 		fmt.Fprintln(a.Stdout, a.summary(m))
@@ -160,6 +164,8 @@ func (a *app) summary(m *mesh) string {
 		counts[p.state()]++
 	}
 	switch {
+	case len(m.Proxies) == 0 && len(m.NotConnected) > 0:
+		return "No proxy is connected, and " + plural(len(m.NotConnected), "pod has", "pods have") + " a sidecar."
 	case len(m.Proxies) == 0:
 		return "No proxy is connected. Pods get one when their namespace is labelled istio-injection=enabled and they are restarted."
 	case counts[synced] == len(m.Proxies):

@@ -119,12 +119,28 @@ func TestStatusNamesSidecarsThatAreNotConnected(t *testing.T) {
 	known.Name = "web-7d9c5bd5c8-x2x8z"
 	home, kubeconfig := (&cluster{syncz: raw(shop), pods: []corev1.Pod{lost, starting, known}}).start(t)
 	got := run(t, home, "", "status", "--kubeconfig", kubeconfig)
-	if got.code != 1 || strings.Count(got.stdout, "not connected:") != 1 || !strings.Contains(got.stdout, "not connected: shop/lost ") {
+	const shown = "not connected: shop/lost\nWhy: kubectl logs -n shop lost -c istio-proxy\n2 proxies: all synced.\n"
+	if got.code != 1 || strings.Count(got.stdout, "not connected:") != 1 || !strings.HasSuffix(got.stdout, shown) {
 		t.Errorf("exit code %d, want 1 and shop/lost alone:\n%s", got.code, got.stdout)
 	}
 	got = run(t, home, "", "status", "-n", "other", "--kubeconfig", kubeconfig)
 	if got.code != 0 || strings.Contains(got.stdout, "lost") {
 		t.Errorf("another namespace: exit code %d, want 0:\n%s", got.code, got.stdout)
+	}
+}
+
+// Pods that have a sidecar must not be told how to get one.
+func TestStatusWhenNoSidecarIsConnected(t *testing.T) {
+	lost := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "stock-65f8486db5-65n7g", Namespace: "shop",
+		Annotations: map[string]string{"sidecar.istio.io/status": "{}", "istio.io/rev": "default"}}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+	home, kubeconfig := (&cluster{syncz: raw(`{"replica":"istiod-6d8c7b9f4d-q7x2p","version":"1.0.0","proxies":[]}`), pods: []corev1.Pod{lost}}).start(t)
+	got := run(t, home, "", "status", "--kubeconfig", kubeconfig)
+	const want = `not connected: shop/stock-65f8486db5-65n7g
+Why: kubectl logs -n shop stock-65f8486db5-65n7g -c istio-proxy
+No proxy is connected, and 1 pod has a sidecar.
+`
+	if got.code != 1 || got.stdout != want {
+		t.Errorf("exit code %d, stdout:\n%s\nwant 1 and\n%s", got.code, got.stdout, want)
 	}
 }
 
