@@ -268,3 +268,45 @@ func TestEveryCodeHasAPage(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryDirectDependencyHasALine keeps docs/dependencies.md complete, for each of the Go modules here.
+func TestEveryDirectDependencyHasALine(t *testing.T) {
+	table, err := os.ReadFile(filepath.Join("docs", "dependencies.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{".", "lab", "lab/dns", "lab/kubernetes", "tools", "tools/istio"} {
+		text, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		direct, block := 0, false
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line)
+			one, isRequire := strings.CutPrefix(line, "require ")
+			switch {
+			case line == "require (":
+				block = true
+				continue
+			case line == ")":
+				block = false
+				continue
+			case isRequire:
+				line = one
+			case !block:
+				continue
+			}
+			path, _, _ := strings.Cut(line, " ")
+			if path == "" || strings.HasSuffix(line, "// indirect") {
+				continue
+			}
+			direct++
+			if !strings.Contains(string(table), "`"+path+"`") {
+				t.Errorf("docs/dependencies.md has no line for %s, which %s/go.mod requires", path, dir)
+			}
+		}
+		if direct == 0 && dir != "tools/istio" { // what a tool directive alone asks for counts as indirect
+			t.Errorf("%s/go.mod has no direct dependency: this test does not read it rightly", dir)
+		}
+	}
+}
