@@ -3,11 +3,14 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -19,36 +22,47 @@ const requestsPerSecond = 100
 // loads are load generators that run inside the mesh, in the sample's load pod, until they are ended.
 type loads struct {
 	t    *testing.T
-	lab  *lab
 	wait sync.WaitGroup
-	stop context.CancelFunc
 	out  []*bytes.Buffer
 	errs []error
+	ends []io.Closer // of their standard inputs: at its end a generator ends
+	over atomic.Bool // they were told to end
 }
 
-// startLoads sends requests by HTTP/1.1 through the whole chain (web, cart, stock) and by HTTP/2 to stock, for at most that long.
-// The generator repeats nothing: a request that fails has failed.
-func (l *lab) startLoads(t *testing.T, longest time.Duration) *loads {
+// startLoads sends requests by HTTP/1.1 through the whole chain (web, cart, stock) and by HTTP/2 to stock, until finish. The
+// generator repeats nothing: a request that fails has failed.
+func (l *lab) startLoads(t *testing.T) *loads {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	run := &loads{t: t, lab: l, stop: stop}
-	for _, args := range [][]string{{"--url", "http://web/api", "--http1"}, {"--url", "http://stock/", "--http2"}} {
-		var out bytes.Buffer
-		full := append([]string{"--kubeconfig", l.kubeconfig(), "-n", "shop", "exec", "deploy/load", "-c", "load", "--",
-			"/usr/local/bin/sample", "load", "--rate", fmt.Sprint(requestsPerSecond), "--duration", longest.String(), "--report", "0"}, args...)
+	run := &loads{t: t}
+	for i, args := range [][]string{{"--url", "http://web/api", "--http1"}, {"--url", "http://stock/", "--http2"}} {
+		full := append([]string{"--kubeconfig", l.kubeconfig(), "-n", "shop", "exec", "-i", "deploy/load", "-c", "load", "--",
+			"/usr/local/bin/sample", "load", "--rate", fmt.Sprint(requestsPerSecond), "--until-eof", "--report", "0"}, args...)
 		cmd := exec.CommandContext(ctx, bin("kubectl"), full...)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
-		run.out, run.errs = append(run.out, &out), append(run.errs, nil)
-		i := len(run.errs) - 1
-		run.wait.Go(func() { run.errs[i] = cmd.Run() })
+		run.out, run.errs, run.ends = append(run.out, &out), append(run.errs, nil), append(run.ends, in)
+		run.wait.Go(func() {
+			if run.errs[i] = cmd.Run(); run.errs[i] == nil && !run.over.Load() {
+				run.errs[i] = errors.New("it ended by itself: what came after it happened without load")
+			}
+		})
 	}
 	t.Cleanup(func() { stop(); run.wait.Wait() })
 	return run
 }
 
-// finish waits for the generators' own end and fails the test when one request failed.
+// finish ends the generators and fails the test when one request failed.
 func (r *loads) finish() {
 	r.t.Helper()
+	r.over.Store(true)
+	for _, end := range r.ends {
+		_ = end.Close() // one that has ended by itself is told below
+	}
 	r.wait.Wait()
 	for i, err := range r.errs {
 		r.t.Logf("load %d:\n%s", i, r.out[i])
@@ -68,9 +82,8 @@ func (l *lab) rolledOut(t *testing.T, namespace, name string) {
 func TestNoRequestFailsWhilePodsComeAndGo(t *testing.T) {
 	l := atLevel(t, 2)
 	l.rolledOut(t, "shop", "load")
-	n := rounds()
-	load := l.startLoads(t, time.Duration(n)*100*time.Second)
-	for range n {
+	load := l.startLoads(t)
+	for range rounds() {
 		l.churn(t)
 	}
 	load.finish()
@@ -111,7 +124,7 @@ func TestTheMeshOutlivesItsControlPlane(t *testing.T) {
 	l := atLevel(t, 2)
 	replicas := strings.TrimSpace(l.kubectl(t, "-n", "istio-system", "get", "deployment", "istiod", "-o", "jsonpath={.spec.replicas}"))
 	outage := time.Duration(rounds()) * time.Minute
-	load := l.startLoads(t, outage+20*time.Second)
+	load := l.startLoads(t)
 	l.kubectl(t, "-n", "istio-system", "scale", "deployment/istiod", "--replicas=0")
 	l.kubectl(t, "-n", "istio-system", "delete", "pod", "-l", "app=istiod", "--grace-period=0", "--force", "--ignore-not-found")
 	<-time.After(outage)

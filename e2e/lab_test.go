@@ -1,6 +1,6 @@
 // Package e2e proves the mesh as its users meet it: in a lab with a real Kubernetes API server, at level 2 with a real node,
-// real iptables and real Envoys. Nothing here reaches into the product: the tests run its binaries and read what kubectl,
-// curl and Envoy say.
+// real iptables and real Envoys. Nothing here reaches into the product: the tests run its binaries and read what kubectl, the
+// sample and Envoy say.
 package e2e
 
 import (
@@ -41,6 +41,9 @@ var labs = struct {
 }{byLevel: map[int]*lab{}}
 
 func TestMain(m *testing.M) {
+	if address := os.Getenv(handshakeVariable); address != "" {
+		os.Exit(handshake(address))
+	}
 	code := m.Run()
 	for _, dir := range labs.dirs {
 		out, err := exec.Command(bin("selvage"), "down", "--dir", dir).CombinedOutput()

@@ -40,6 +40,7 @@ func runLoad(ctx context.Context, args []string, out io.Writer) error {
 	flags.BoolVar(&c.HTTP2, "http2", false, "HTTP/2 without TLS")
 	flags.DurationVar(&c.Timeout, "timeout", 5*time.Second, "longest wait for one answer")
 	flags.DurationVar(&c.Report, "report", 10*time.Second, "time between two lines of progress; 0 for none")
+	untilEOF := flags.Bool("until-eof", false, "end when standard input does: kubectl exec -i passes that on, and no signal")
 	addr := flags.String("addr", "", "address for metrics and health, such as :8080; none when empty")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -69,6 +70,12 @@ func runLoad(ctx context.Context, args []string, out io.Writer) error {
 		go func() { serving <- serve(serveCtx, listener, health(registry), 0) }()
 	} else {
 		serving <- nil
+	}
+	if *untilEOF {
+		var end context.CancelFunc
+		ctx, end = context.WithCancel(ctx)
+		defer end()
+		go func() { _, _ = io.Copy(io.Discard, os.Stdin); end() }()
 	}
 	result := l.run(ctx)
 	stop()
