@@ -134,8 +134,20 @@ func TestLevel1ComesUpAndLeavesNothing(t *testing.T) {
 	if err := proc.Stop(t.Context(), id, 0); err != nil {
 		t.Fatal(err)
 	}
+	said, err := os.Create(filepath.Join(t.TempDir(), "said"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Progress = progress.New(said)
 	if mended, err := Up(t.Context(), cfg); err != nil || !mended.Lab().Identities[cluster.ControllerManager].Alive() {
 		t.Errorf("up does not mend a lab whose controllers died: %v", err)
+	}
+	text, err := os.ReadFile(said.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), "mended: "); n != 1 || !strings.Contains(string(text), "  mended: kube-controller-manager had died, started again\n") {
+		t.Errorf("up says that it mended %d programs, want the controller-manager alone:\n%s", n, text)
 	}
 
 	down(t, cfg.Dir)
@@ -301,6 +313,23 @@ func TestWhatCannotBeDoneIsToldBeforeAnythingStarts(t *testing.T) {
 		})
 	}
 	if _, err := os.Stat(filepath.Join(full, "thesis.tex")); err != nil {
+		t.Error(err)
+	}
+}
+
+// What a lab has written counts against the room that it wanted at first.
+func TestALabThatRunsNeedsNoMoreRoom(t *testing.T) {
+	testneed.Root(t)
+	small := filepath.Join(filepath.Dir(config(t, Level1).Dir), "small")
+	smallDisk(t, small)
+	dir, err := state.Open(small)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.Update(func(l *state.Lab) { l.Ready = true }); err != nil {
+		t.Fatal(err)
+	}
+	if err := prepareDir(dir); err != nil {
 		t.Error(err)
 	}
 }

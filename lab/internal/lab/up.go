@@ -239,7 +239,7 @@ func prepareDir(dir *state.Dir) error {
 	}
 	var s unix.Statfs_t
 	const want = 2 << 30
-	if err := unix.Statfs(dir.Path(), &s); err == nil && s.Bavail*uint64(s.Bsize) < want {
+	if err := unix.Statfs(dir.Path(), &s); err == nil && !dir.Lab().Ready && s.Bavail*uint64(s.Bsize) < want {
 		return fault.New("make room, or choose another file system with --dir",
 			"the file system of %s has %d MiB free, and a lab wants 2048", shown, s.Bavail*uint64(s.Bsize)>>20)
 	}
