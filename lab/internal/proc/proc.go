@@ -190,8 +190,15 @@ func Marked(lab string) ([]ID, error) {
 	return found, nil
 }
 
-// Environ is the caller's environment with the marker of a lab.
-func Environ(lab string) []string { return append(os.Environ(), marker+"="+lab) }
+// Environ is the caller's environment with the marker of a lab, and without proxies: whoever a program of a lab talks to is on
+// this machine, where no proxy could lead.
+func Environ(lab string) []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return strings.HasSuffix(strings.ToUpper(name), "_PROXY")
+	})
+	return append(env, marker+"="+lab)
+}
 
 // Unmark returns env without the marker, for programs that a user runs inside a lab.
 func Unmark(env []string) []string {

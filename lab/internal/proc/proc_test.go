@@ -153,3 +153,15 @@ func TestTheMarkerDoesNotReachTheUsersPrograms(t *testing.T) {
 		t.Errorf("Unmark left the marker in: %v", clean)
 	}
 }
+
+// An API server that has heard of a proxy asks it for the webhooks inside of the lab, where it is not.
+func TestProgramsOfALabHearOfNoProxy(t *testing.T) {
+	for _, name := range []string{"HTTPS_PROXY", "http_proxy", "ALL_PROXY", "NO_PROXY"} {
+		t.Setenv(name, "http://proxy.example:3128")
+	}
+	t.Setenv("SELVAGE_LOG_LEVEL", "debug")
+	env := strings.Join(Environ("/some/lab"), "\n")
+	if strings.Contains(env, "proxy.example") || !strings.Contains(env, "SELVAGE_LOG_LEVEL=debug") {
+		t.Errorf("the environment is\n%s", env)
+	}
+}
