@@ -46,16 +46,17 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	for _, dir := range labs.dirs {
+		logs := dir + "-logs" // the end of a lab removes all that is in its folder
+		if code != 0 && os.Rename(filepath.Join(dir, "logs"), logs) == nil {
+			fmt.Fprintf(os.Stderr, "the lab's logs are in %s\n", logs)
+		}
 		out, err := exec.Command(bin("selvage"), "down", "--dir", dir).CombinedOutput()
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "ending the lab in %s: %v\n%s", dir, err, out)
 			code = max(code, 1)
+			continue
 		}
-		if code == 0 {
-			_ = os.RemoveAll(dir)
-		} else {
-			fmt.Fprintf(os.Stderr, "the lab's logs are in %s\n", dir)
-		}
+		_ = os.RemoveAll(dir)
 	}
 	os.Exit(code)
 }
