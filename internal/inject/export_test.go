@@ -25,7 +25,9 @@ var MergeContainer = mergeContainer
 var AgentVariables = agentVariables
 
 // AddPart and MergePart are the two ways of a template's output into a pod: what is new to it is added, anything else is merged.
-func AddPart(pod *corev1.Pod, part map[string]any) (*corev1.Pod, bool) { return addPart(pod, part) }
+func AddPart(pod *corev1.Pod, part map[string]any) (*corev1.Pod, bool) {
+	return newOutput(part).add(pod)
+}
 
 // MergePart gives an error where the part cannot be merged.
 func MergePart(pod *corev1.Pod, part map[string]any) (*corev1.Pod, error) {
@@ -52,7 +54,7 @@ var Parsers = map[string]func(string) (string, error){
 		return q.String(), err
 	},
 	"targets": func(value string) (string, error) {
-		list, err := parseTargets(value)
+		list, err := parseTargets(value, nil)
 		var ports []string
 		for _, target := range list {
 			ports = append(ports, target.Port)

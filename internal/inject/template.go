@@ -51,6 +51,7 @@ type podTemplate struct {
 	agent   bool               // it is for our agent: it reads .Sidecar
 	mutates bool               // it changes maps that it is given, so it needs copies
 	pool    sync.Pool          // of executions
+	outputs outputs
 }
 
 // templateSet are the templates of a Config.

@@ -164,8 +164,8 @@ func withLine(message string, text []byte) string {
 }
 
 // mergedPod is a pod with what a template gave. The pod is not changed, and shares with the result.
-func mergedPod(pod *corev1.Pod, part map[string]any) (*corev1.Pod, error) {
-	if out, ok := addPart(pod, part); ok {
+func mergedPod(pod *corev1.Pod, gave *output) (*corev1.Pod, error) {
+	if out, ok := gave.add(pod); ok {
 		return out, nil
 	}
 	managed := pod.ManagedFields
@@ -175,7 +175,7 @@ func mergedPod(pod *corev1.Pod, part map[string]any) (*corev1.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	if merged, err = mergePart(merged, part); err != nil {
+	if merged, err = mergePart(merged, gave.part); err != nil {
 		return nil, err
 	}
 	out, err := podFromMap(merged)
@@ -216,9 +216,9 @@ func podFromMap(m map[string]any) (*corev1.Pod, error) {
 
 // namesOf are the names of the entries of one of the lists of spec that templates gave, in their order. Those that a part wants to
 // be deleted are none.
-func namesOf(parts []map[string]any, list string) (names []string, err error) {
-	for _, part := range parts {
-		spec, _ := part["spec"].(map[string]any)
+func namesOf(parts []*output, list string) (names []string, err error) {
+	for _, gave := range parts {
+		spec, _ := gave.part["spec"].(map[string]any)
 		if spec == nil || spec[list] == nil {
 			continue
 		}

@@ -106,7 +106,7 @@ func (t *templating) merge(w workload) error {
 		}
 		t.warnings = append(t.warnings, conflicts(pod, &t.settings, t.subject)...)
 	}
-	parts := make([]map[string]any, len(t.templates))
+	parts := make([]*output, len(t.templates))
 	for i, p := range t.templates {
 		if parts[i], err = p.execute(c, data); err != nil {
 			return t.refused(p, err)
@@ -117,8 +117,8 @@ func (t *templating) merge(w workload) error {
 		return t.refused(last, err)
 	}
 	t.out = t.takeChanges(annotated)
-	for i, part := range parts {
-		if t.out, err = mergedPod(t.out, part); err != nil {
+	for i, gave := range parts {
+		if t.out, err = mergedPod(t.out, gave); err != nil {
 			return t.refused(t.templates[i], err)
 		}
 	}
@@ -157,7 +157,7 @@ func (t *templating) visible(annotated *overrides) *corev1.Pod {
 }
 
 // count notes what the templates add. Volumes that the pod has count too, as in Istio.
-func (t *templating) count(parts []map[string]any) (err error) {
+func (t *templating) count(parts []*output) (err error) {
 	t.status.Revision = t.config.Revision()
 	for _, list := range []struct {
 		name string

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync"
 	"text/template"
 	"text/template/parse"
 
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
 
 	"google.golang.org/protobuf/proto"
 )
@@ -85,15 +87,59 @@ func (t *podTemplate) newExecution() *execution {
 	return e
 }
 
+// output is what a template gave, read: shared by the pods for which it gave the same text, and not to be changed.
+type output struct {
+	part map[string]any
+	// pod is part as a pod; nil where it is none, or has directives of the strategic merge.
+	pod *corev1.Pod
+}
+
+// outputs are what a template gave lately. Reading it costs more than executing the template, and the replicas of a workload get the
+// same: nothing in Istio's template depends on more than that of a pod.
+type outputs struct {
+	mu    sync.Mutex
+	known map[string]*output
+}
+
+// The limits on what is kept for one template: about 5 MiB where all have Istio's size.
+const (
+	keptOutputs = 64
+	keptText    = 64 << 10
+)
+
+func (o *outputs) read(text []byte) (*output, error) {
+	o.mu.Lock()
+	out := o.known[string(text)]
+	o.mu.Unlock()
+	if out != nil {
+		return out, nil
+	}
+	part, err := readOutput(text)
+	if err != nil {
+		return nil, err
+	}
+	out = newOutput(part)
+	if len(text) > keptText {
+		return out, nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.known == nil || len(o.known) >= keptOutputs {
+		o.known = make(map[string]*output, keptOutputs)
+	}
+	o.known[string(text)] = out
+	return out, nil
+}
+
 // execute gives what the template gives for one pod. The error names the line, if it is the template's; a panic is one too.
-func (t *podTemplate) execute(c *Config, data *templateData) (part map[string]any, err error) {
+func (t *podTemplate) execute(c *Config, data *templateData) (out *output, err error) {
 	e, _ := t.pool.Get().(*execution)
 	if e == nil {
 		e = t.newExecution()
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			part, err = nil, fmt.Errorf("it panics: %v", p)
+			out, err = nil, fmt.Errorf("it panics: %v", p)
 			return // the execution is left to the garbage collector
 		}
 		if e.out.Cap() <= keptBuffer {
@@ -111,7 +157,7 @@ func (t *podTemplate) execute(c *Config, data *templateData) (part map[string]an
 	if err := e.tree.Execute(e, data); err != nil {
 		return nil, errors.New(plainTemplateError(err))
 	}
-	return readOutput(e.out.Bytes())
+	return t.outputs.read(e.out.Bytes())
 }
 
 // protoToJSON keeps what does not depend on the pod.
