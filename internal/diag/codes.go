@@ -30,6 +30,27 @@ const (
 	WebhookDrift Code = "SEL0040"
 	// InvalidRoot marks a Secret or file that should hold the mesh's root and does not.
 	InvalidRoot Code = "SEL0041"
+
+	// WebhookMissing marks a revision whose webhook the API server does not call.
+	WebhookMissing Code = "SEL0060"
+	// WebhookServiceMissing marks a webhook that leads to a Service or port that does not exist.
+	WebhookServiceMissing Code = "SEL0061"
+	// WebhookNoEndpoints marks a webhook's Service without a ready endpoint.
+	WebhookNoEndpoints Code = "SEL0062"
+	// WebhookRefused marks a webhook whose connections are refused.
+	WebhookRefused Code = "SEL0063"
+	// WebhookTimeout marks a webhook from which the API server gets no answer in time.
+	WebhookTimeout Code = "SEL0064"
+	// WebhookCertificate marks a webhook whose certificate the API server does not trust.
+	WebhookCertificate Code = "SEL0065"
+	// WebhookResponse marks a webhook's address at which something else answers.
+	WebhookResponse Code = "SEL0066"
+	// WebhookTemplate marks a control plane that is called and refuses, for its own configuration.
+	WebhookTemplate Code = "SEL0067"
+	// ProbeForbidden marks a control plane that may not probe itself.
+	ProbeForbidden Code = "SEL0068"
+	// ProbeFailed marks a probe that told nothing.
+	ProbeFailed Code = "SEL0069"
 )
 
 // The codes of findings that `istioctl analyze` has too, under its number.

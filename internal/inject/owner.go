@@ -48,6 +48,13 @@ func workloadOf(pod *corev1.Pod) workload {
 	return w
 }
 
+// Owner names the workload that a pod belongs to as people know it: the Deployment rather than its ReplicaSet, the pod itself when
+// nothing controls it. The names of the objects between follow from how the controllers make them.
+func Owner(pod *corev1.Pod) (apiVersion, kind, name string) {
+	w := workloadOf(pod)
+	return w.apiVersion, w.kind, w.name
+}
+
 func withoutHash(name, hash string) (string, bool) {
 	if hash == "" {
 		return "", false

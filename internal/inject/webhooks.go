@@ -154,7 +154,7 @@ func (r Registration) entry(name string, excluded []string, namespace, object re
 	)
 	w := admissionv1.MutatingWebhook{
 		Name:         name,
-		ClientConfig: r.Endpoint.client(),
+		ClientConfig: r.Endpoint.Client("/inject"),
 		Rules: []admissionv1.RuleWithOperations{{
 			Operations: []admissionv1.OperationType{admissionv1.Create},
 			Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}, Scope: &scope},
@@ -174,8 +174,9 @@ func (r Registration) entry(name string, excluded []string, namespace, object re
 	return w
 }
 
-func (e Endpoint) client() (c admissionv1.WebhookClientConfig) {
-	path, port := "/inject", e.Port
+// Client leads to a path of the webhook.
+func (e Endpoint) Client(path string) (c admissionv1.WebhookClientConfig) {
+	port := e.Port
 	if e.URL != "" {
 		url := e.URL + path
 		c.URL = &url
