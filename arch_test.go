@@ -38,7 +38,9 @@ var mayImport = map[string][]string{
 	"inject":        {"diag", "jsonscan", "ref", "version"},
 	"webhook":       {"diag", "inject", "jsonscan", "probe/verdict", "ref"},
 	"podwatch":      {"inject"},
+	"restart":       {},
 	"probe/verdict": {"diag", "inject", "ref"},
+	"probe":         {"diag", "inject", "probe/verdict", "ref"},
 	"admission":     {"diag", "probe/verdict", "ref"},
 	"pki":           {},
 	"ca":            {"diag", "pki", "ref"},
@@ -46,7 +48,7 @@ var mayImport = map[string][]string{
 	"readiness":     {},
 	"intercept":     {},
 	"agent":         {"pki", "readiness", "version", "xds/envoy"},
-	"install":       {"diag", "inject", "probe/verdict", "ref", "version"},
+	"install":       {"diag", "inject", "probe/verdict", "ref", "restart", "version"},
 	"cli":           {"diag", "inject", "install", "ref", "version"},
 }
 

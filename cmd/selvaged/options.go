@@ -24,6 +24,7 @@ type options struct {
 	clusterID    string
 	trustDomain  string
 	logLevel     string
+	probeAll     bool
 }
 
 func (o *options) register(cmd *cobra.Command) {
@@ -37,6 +38,7 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.httpAddr, "http-addr", ":15014", "address of metrics, health and debug")
 	f.StringVar(&o.clusterID, "cluster-id", inject.DefaultCluster, "name of this cluster: of pods whose injection names none, and of the tokens that are taken")
 	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain of the workloads' identities")
+	f.BoolVar(&o.probeAll, "probe-all", false, "prove by dry runs that the webhooks of every revision work, not only this one's")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 

@@ -93,8 +93,12 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	self, err := newSelfProbe(client, o, recorder, metrics, log)
+	if err != nil {
+		return err
+	}
 	watcher, err := podwatch.New(podwatch.Config{
-		Kubernetes: client, Revision: o.revision, Injector: injection.config, Events: recorder, Registerer: metrics, Log: log,
+		Kubernetes: client, Revision: o.revision, Injector: injection.config, Report: self.report, Events: recorder, Registerer: metrics, Log: log,
 	})
 	if err != nil {
 		return err
@@ -138,6 +142,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		work.Go(func() error { return webhooks.Run(ctx) })
 		work.Go(func() error { return watcher.Run(ctx) })
 		work.Go(func() error { return injection.lead(ctx) })
+		work.Go(func() error { return self.run(ctx) })
 		return work.Wait()
 	})
 	lead("selvage-roots", roots.Run)

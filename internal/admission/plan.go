@@ -12,6 +12,7 @@ import (
 	"istio.io/api/label"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/probe/verdict"
 	"github.com/selvage-mesh/selvage/internal/ref"
 )
 
@@ -88,7 +89,7 @@ func drifted(c Configuration, root []byte) (drifts []Drift) {
 		return nil
 	}
 	for _, e := range c.Entries {
-		if e.Name != suffix && !strings.HasSuffix(e.Name, "."+suffix) {
+		if e.Name != suffix && !strings.HasSuffix(e.Name, "."+suffix) && !strings.HasSuffix(e.Name, "."+verdict.Suffix) {
 			continue
 		}
 		if !bytes.Equal(e.CABundle, root) {

@@ -20,7 +20,9 @@ func (a *app) statusCommand() *cobra.Command {
 		Long: "status asks every replica of the control plane which proxies are connected to it and what they have confirmed.\n" +
 			"SYNCED: the proxy runs what it was sent last. STALE: it has not answered yet. REJECTED: it refused and runs what it\n" +
 			"had before; `status POD` names the objects that it refused. A dash: it has not asked for that type.\n\n" +
-			"It ends with 1 when a proxy is rejected or stale, or a sidecar is not connected.",
+			"Below stands what the control plane has found out by its own probes: that pods get no sidecar, and why, and how many\n" +
+			"pods have none that should have one.\n\n" +
+			"It ends with 1 when a proxy is rejected or stale, a sidecar is not connected, or something of that is told.",
 		Example: a.examples(`
 			selvage status
 			selvage status -n shop
@@ -40,6 +42,9 @@ func (a *app) statusCommand() *cobra.Command {
 			m, err := a.gather(cmd.Context(), c, address)
 			if err != nil {
 				return err
+			}
+			if len(args) == 0 && a.namespace == "" { // it is about the whole mesh
+				m.SelfProbe = a.selfProbes(cmd.Context(), c)
 			}
 			a.narrow(m, args)
 			if len(args) == 1 && len(m.Proxies)+len(m.NotConnected) == 0 {
@@ -72,7 +77,7 @@ func silent(r replica) bool { return r.Error != "" }
 // verdict is the exit code.
 func verdict(m *mesh) error {
 	isBad := func(p proxy) bool { return p.state() != synced }
-	if slices.ContainsFunc(m.Proxies, isBad) || len(m.NotConnected) > 0 || slices.ContainsFunc(m.Replicas, silent) {
+	if slices.ContainsFunc(m.Proxies, isBad) || len(m.NotConnected) > 0 || slices.ContainsFunc(m.Replicas, silent) || slices.ContainsFunc(m.SelfProbe, selfProbe.bad) {
 		return &problemsError{}
 	}
 	return nil
@@ -105,6 +110,9 @@ func (a *app) showStatus(m *mesh, detailed bool) error {
 		fmt.Fprintf(a.Stdout, "Why: kubectl logs -n %s %s -c istio-proxy\n", first.Namespace, first.Pod)
 	}
 	if !detailed {
+		for _, p := range m.SelfProbe {
+			fmt.Fprint(a.Stdout, p.describe(a.called(), time.Now()))
+		}
 		fmt.Fprintln(a.Stdout, a.summary(m))
 	}
 	return nil

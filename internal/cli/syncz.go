@@ -85,6 +85,7 @@ type mesh struct {
 	Replicas     []replica      `json:"replicas"`
 	Proxies      []proxy        `json:"proxies"`
 	NotConnected []notConnected `json:"notConnected"`
+	SelfProbe    []selfProbe    `json:"selfProbe"`
 }
 
 // replica is one of the control plane, and why it did not answer.

@@ -381,7 +381,7 @@ func TestProbeSaysWhyPodsGetNoSidecar(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if verdict.Injects || !strings.Contains(verdict.Detail, "refuses connections") {
+	if verdict.Injects || !strings.Contains(verdict.Detail, "nothing listens where the webhook leads") {
 		t.Errorf("verdict %+v; want the refused connection", verdict)
 	}
 }

@@ -39,6 +39,9 @@ func (i *Installer) prepare(ctx context.Context, o Options) (*prepared, []Change
 		i.say("namespace %s exists and is not Selvage's: it is used as it is", Namespace)
 		objects = objects[1:]
 	}
+	if objects, err = i.withoutPolicies(objects); err != nil {
+		return nil, nil, err
+	}
 	if err := i.oneDefault(ctx, o); err != nil {
 		return nil, nil, err
 	}

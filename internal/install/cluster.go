@@ -93,10 +93,12 @@ var (
 	clusterBindings    = kindOf("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", false)
 	definitionsKind    = kindOf("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", false)
 	namespaces         = kindOf("", "v1", "namespaces", "Namespace", false)
+	policies           = kindOf("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", false)
+	policyBindings     = kindOf("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", false)
 )
 
 var kinds = []kindRef{mutatingWebhooks, validatingWebhooks, deployments, disruptionBudgets, services, endpointSlices, configMaps,
-	secrets, pods, leases, serviceAccounts, roles, roleBindings, clusterRoles, clusterBindings, definitionsKind, namespaces}
+	secrets, pods, leases, serviceAccounts, roles, roleBindings, clusterRoles, clusterBindings, definitionsKind, namespaces, policies, policyBindings}
 
 // resourceOf finds how an object that Render made is addressed.
 func resourceOf(u *unstructured.Unstructured) (kindRef, error) {

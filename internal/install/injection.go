@@ -9,6 +9,7 @@ import (
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/probe/verdict"
 )
 
 // settings are the injector's and the mesh's: the built-in ones, under a mesh configuration that was given, under what the
@@ -50,7 +51,7 @@ func (o Options) values() map[string]any {
 }
 
 // webhooks are the configurations by which the control plane is called for each pod that is created and selected: the
-// revision's, and those of its tags. They carry no caBundle: see FieldManager.
+// revision's, those of its tags, and that of its probe. They carry no caBundle: see FieldManager.
 func (o Options) webhooks() (out []*admissionv1.MutatingWebhookConfiguration) {
 	r := inject.Registration{
 		Revision:                  o.revision(),
@@ -62,6 +63,7 @@ func (o Options) webhooks() (out []*admissionv1.MutatingWebhookConfiguration) {
 		r.Tag = tag
 		out = append(out, r.Configuration())
 	}
+	out = append(out, verdict.Mutating(o.revision(), r.Endpoint))
 	for _, c := range out {
 		c.Labels[OwnerLabel] = Owner
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +15,6 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -56,7 +56,7 @@ func TestEveryObjectSaysWhoseItIs(t *testing.T) {
 			t.Errorf("%s %s has no owner label", u.GetKind(), u.GetName())
 		}
 		revision, has := u.GetLabels()["istio.io/rev"]
-		isShared := u.GetKind() == "Namespace" || u.GetKind() == "CustomResourceDefinition" || strings.HasPrefix(u.GetName(), "selvage-")
+		isShared := u.GetKind() == "Namespace" || u.GetKind() == "CustomResourceDefinition" || strings.HasPrefix(u.GetName(), "selvage-") && u.GetName() != "selvage-probe-canary"
 		if has == isShared || has && revision != "canary" {
 			t.Errorf("%s %s: label istio.io/rev is %q", u.GetKind(), u.GetName(), revision)
 		}
@@ -113,6 +113,30 @@ func TestRightsAreNamedOneByOne(t *testing.T) {
 		if u.GetKind() == "ClusterRole" && bytes.Contains(out, []byte(`"secrets"`)) {
 			t.Errorf("%s %s may touch secrets of every namespace", u.GetKind(), u.GetName())
 		}
+	}
+}
+
+// TestPodsAreCreatedAsDryRunsOnly: nobody narrows the right to create pods but the policy, so it is given in the one namespace that the
+// policy watches, and after it. The right to restart workloads is given to nobody.
+func TestPodsAreCreatedAsDryRunsOnly(t *testing.T) {
+	guarded := false
+	for _, u := range render(t, install.Default("1.0.0")) {
+		out, err := json.Marshal(u.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		creates := regexp.MustCompile(`"resources":\["pods"\],"verbs":\["create"\]`).Match(out)
+		switch {
+		case u.GetKind() == "ValidatingAdmissionPolicy":
+			guarded = bytes.Contains(out, []byte(`"kubernetes.io/metadata.name":"selvage-probe"`)) && bytes.Contains(out, []byte(`"expression":"has(request.dryRun) \u0026\u0026 request.dryRun"`))
+		case creates && (u.GetKind() != "Role" || u.GetNamespace() != "selvage-probe" || !guarded):
+			t.Errorf("%s %s/%s lets the control plane create pods (policy before it: %t)", u.GetKind(), u.GetNamespace(), u.GetName(), guarded)
+		case u.GetKind() == "ClusterRoleBinding" && bytes.Contains(out, []byte("selvage-restarter")), u.GetKind() == "RoleBinding" && bytes.Contains(out, []byte("selvage-restarter")):
+			t.Errorf("%s %s lets the control plane change workloads", u.GetKind(), u.GetName())
+		}
+	}
+	if !guarded {
+		t.Error("there is no policy, or it guards something else")
 	}
 }
 
@@ -396,44 +420,6 @@ func TestInstallRefusesWhatBelongsToOthers(t *testing.T) {
 			if action.GetVerb() != "get" {
 				t.Errorf("%s: before refusing it did %s %s", name, action.GetVerb(), action.GetResource().Resource)
 			}
-		}
-	}
-}
-
-func TestProbeAnswers(t *testing.T) {
-	injected := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"istio.io/rev": "default"}},
-		Spec: corev1.PodSpec{InitContainers: []corev1.Container{{Name: "istio-proxy"}}}}
-	other := injected.DeepCopy()
-	other.Annotations["istio.io/rev"] = "asm-1"
-	internal := func(message string) error { return apierrors.NewInternalError(errors.New(message)) }
-	forbidden := func(message string) error {
-		return apierrors.NewForbidden(corev1.Resource("pods"), "probe", errors.New(message))
-	}
-	for name, c := range map[string]struct {
-		pod         *corev1.Pod
-		err         error
-		want, fatal string
-	}{
-		"injected":            {pod: injected},
-		"by another":          {pod: other, want: "another control plane"},
-		"not injected":        {pod: &corev1.Pod{}, want: "without a sidecar"},
-		"no endpoints":        {err: internal(`failed calling webhook: no endpoints available for service "istiod"`), want: "no ready endpoint"},
-		"no service":          {err: internal(`failed calling webhook: service "istiod-x" not found`), want: "does not exist"},
-		"no trust":            {err: internal("x509: certificate signed by unknown authority"), want: "caBundle"},
-		"firewall":            {err: internal("context deadline exceeded"), want: "15017"},
-		"refused":             {err: internal("dial tcp: connect: connection refused"), want: "refuses connections"},
-		"no right":            {err: forbidden(`User "jane" cannot create resource "pods"`), fatal: "create pod"},
-		"pod security":        {err: forbidden(`violates PodSecurity "restricted:latest": unrestricted capabilities (container "istio-init" must not include)`)},
-		"other pod security":  {err: forbidden(`violates PodSecurity "restricted:latest": (container "probe" must set)`), fatal: "create pod"},
-		"bad credentials":     {err: apierrors.NewUnauthorized("no"), fatal: "create pod"},
-		"denied by a webhook": {err: forbidden(`admission webhook "x" denied the request`), want: "denied the request"},
-	} {
-		reason, fatal := install.ProbeResult(c.pod, c.err)
-		if (c.want == "") != (reason == "") || !strings.Contains(reason, c.want) {
-			t.Errorf("%s: reason %q; want %q", name, reason, c.want)
-		}
-		if (c.fatal == "") != (fatal == nil) || fatal != nil && !strings.Contains(fatal.Error(), c.fatal) {
-			t.Errorf("%s: error %v; want %q", name, fatal, c.fatal)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func (i *Installer) survey(ctx context.Context, objects []*unstructured.Unstruct
 		name := describe(objects[n])
 		s.live[name] = live
 		switch {
-		case live.GetKind() == namespaces.kind:
+		case live.GetKind() == namespaces.kind && live.GetName() == Namespace:
 			s.namespaced, s.hasOwnNS = true, isOurs(live)
 		case !isOurs(live):
 			foreign.Objects = append(foreign.Objects, name)
@@ -228,7 +228,7 @@ func (i *Installer) rehearse(ctx context.Context, objects []*unstructured.Unstru
 		if live := s.live[describe(u)]; live != nil {
 			changes[n].Action = Unchanged
 		}
-		if u.GetNamespace() != "" && !s.namespaced {
+		if ns := u.GetNamespace(); ns != "" && s.live[namespaces.kind+" "+ns] == nil {
 			return nil
 		}
 		after, err := i.serverSide(ctx, u, applyOptions{dryRun: true, force: true})

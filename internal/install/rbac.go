@@ -7,6 +7,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/selvage-mesh/selvage/internal/restart"
 )
 
 // grant is one right of the control plane and its reason. The lists are separated by spaces, so that the tables below read
@@ -39,11 +41,19 @@ var clusterGrants = []grant{
 func (o Options) namespaceGrants() []grant {
 	return []grant{
 		{"mesh and injector configuration", "core", "configmaps", o.Name("istio") + " " + o.Name("istio-sidecar-injector"), "get list watch"},
+		{"say what works and what does not", "core", "configmaps", o.Name(StatusConfigMap), "get list watch patch"},
 		{"the signing key of the mesh", "core", "secrets", rootSecret, "get list watch"},
 		{"make the signing key of the mesh", "core", "secrets", "", "create"},
 		{"one writer at a time", "coordination.k8s.io", "leases", o.Name(webhooksLease) + " " + rootsLease, "get update"},
 		{"begin to be that writer", "coordination.k8s.io", "leases", "", "create"},
 	}
+}
+
+// restartGrants are nobody's: a namespace that wants its workloads restarted when they have missed their sidecar binds the role to
+// the control plane's account itself. To change a pod template is to run anything in that namespace, so it is not for us to take.
+var restartGrants = []grant{
+	{"restart what has missed its sidecar", "apps", "deployments statefulsets daemonsets", "", "get patch"},
+	{"within what may be disrupted", "policy", "poddisruptionbudgets", "", "list"},
 }
 
 // rules gives the grants as Kubernetes wants them.
@@ -73,6 +83,7 @@ func (o Options) access() []runtime.Object {
 		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: sharedMeta(reader, ""), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{DebugPath}, Verbs: []string{"get"}},
 		}},
+		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: sharedMeta(restart.Role, ""), Rules: rules(restartGrants)},
 		&rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: o.clusterMeta(cluster),
 			RoleRef: roleRef("ClusterRole", cluster), Subjects: subject(account)},
 		&rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: sharedMeta(reader, ""),

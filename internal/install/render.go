@@ -31,7 +31,10 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
-	typed := append([]runtime.Object{namespace()}, o.access()...)
+	typed := []runtime.Object{namespace(), probeNamespace()}
+	typed = append(typed, dryRunPolicy()...) // before the right that it narrows
+	typed = append(typed, o.access()...)
+	typed = append(typed, o.probeAccess()...)
 	for _, c := range configMaps {
 		c.Labels = o.labels()
 		typed = append(typed, c)

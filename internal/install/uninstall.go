@@ -183,6 +183,9 @@ func (r *remover) removeShared(ctx context.Context, purge bool) error {
 	if err := r.removeLease(ctx, rootsLease); err != nil {
 		return err
 	}
+	if err := r.removeProbe(ctx); err != nil {
+		return err
+	}
 	if err := r.removeDefinitions(ctx, purge); err != nil {
 		return err
 	}

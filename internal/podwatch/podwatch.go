@@ -52,12 +52,15 @@ type Events interface {
 	Event(object runtime.Object, eventtype, reason, message string)
 }
 
-// Config is what a Watcher needs. All fields but Registerer must be set.
+// Config is what a Watcher needs. All fields but Registerer and Report must be set.
 type Config struct {
 	Kubernetes kubernetes.Interface
 	Revision   string // of this control plane; "" is the default one
 	// Injector gives the configuration in force of this revision, nil while there is none. After a change call Recheck.
-	Injector   func() *inject.Config
+	Injector func() *inject.Config
+	// Report is given all workloads whose pods have no sidecar and should have one, sorted, whenever that changes. It must not block.
+	// It may be nil.
+	Report     func([]Workload)
 	Events     Events
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
@@ -107,6 +110,7 @@ type round struct {
 	namespaces listers.NamespaceLister
 	limiter    *rate.Limiter
 	told       map[tale]bool // goroutine of Run alone
+	reported   *[]Workload   // goroutine of Run alone
 	fresh      chan struct{} // holds one: a pod has come
 
 	mu    sync.Mutex
@@ -229,7 +233,9 @@ func (r *round) loop(ctx context.Context) {
 			all = true
 		default:
 		}
-		r.tell(ctx, r.look(all))
+		found := r.look(all)
+		r.report()
+		r.tell(ctx, found)
 	}
 }
 
@@ -276,6 +282,8 @@ func (r *round) judge(g *group, leads bool) (finding, bool) {
 	default:
 		return finding{}, false
 	}
+	f := finding{sample: g.sample, reason: g.reason, why: e, pods: len(g.pods), fresh: unseen > 0 && !g.old}
+	g.note(f)
 	switch {
 	case g.reason != before:
 		r.metrics.seen.WithLabelValues(string(g.reason)).Add(float64(len(g.pods)))
@@ -284,7 +292,7 @@ func (r *round) judge(g *group, leads bool) (finding, bool) {
 	default:
 		r.metrics.seen.WithLabelValues(string(g.reason)).Add(float64(unseen))
 	}
-	return finding{sample: g.sample, reason: g.reason, why: e, pods: len(g.pods), fresh: unseen > 0 && !g.old}, true
+	return f, true
 }
 
 // admission compiles what the cluster has now.

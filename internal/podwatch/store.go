@@ -34,6 +34,8 @@ type group struct {
 	unseen int           // pods that nobody has looked at
 	old    bool          // none of them came after the first list
 	reason inject.Reason // why they should not be without, "" when all is well or nobody has looked
+	detail string        // the reason as a sentence
+	quiet  bool          // it is so by design
 }
 
 // pods are all pods without a sidecar, by what decides about them.
@@ -48,8 +50,7 @@ func newPods() *pods { return &pods{groups: map[groupKey]*group{}, of: map[types
 // set takes a pod in. One that has a sidecar is dropped: nothing more is to be said about it.
 func (p *pods) set(pod *corev1.Pod) (fresh bool) {
 	if hasSidecar(pod) {
-		p.remove(pod.UID)
-		return false
+		return p.remove(pod.UID)
 	}
 	key := keyOf(pod)
 	if before, has := p.of[pod.UID]; has {
@@ -72,10 +73,11 @@ func (p *pods) set(pod *corev1.Pod) (fresh bool) {
 	return true
 }
 
-func (p *pods) remove(uid types.UID) {
+// remove takes a pod out, and reports whether it was one that should have had a sidecar.
+func (p *pods) remove(uid types.UID) (missed bool) {
 	key, has := p.of[uid]
 	if !has {
-		return
+		return false
 	}
 	delete(p.of, uid)
 	g := p.groups[key]
@@ -84,6 +86,7 @@ func (p *pods) remove(uid types.UID) {
 	if len(g.pods) == 0 {
 		delete(p.groups, key)
 	}
+	return g.reason != ""
 }
 
 // replace takes in a complete list.
@@ -146,7 +149,9 @@ func (s *store) Delete(obj any) error {
 	}
 	s.round.mu.Lock()
 	defer s.round.mu.Unlock()
-	s.round.pods.remove(pod.UID)
+	if s.round.pods.remove(pod.UID) {
+		s.round.hasFresh() // a report says less now
+	}
 	return nil
 }
 

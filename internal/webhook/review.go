@@ -89,15 +89,9 @@ func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 	if len(body) == 0 {
 		return nil, nil, errors.New("the body is empty")
 	}
-	whole := cfg != nil && cfg.ByTemplates()
-	if r, object, err := scanReview(body, whole); err == nil && r.Request != nil && object != nil {
-		if !whole { // in one pass, for nearly every request there is
-			if pod, ok := r.Request.Object.Pod(); ok && (cfg == nil || !cfg.NeedsWhole(pod)) {
-				a, err := r.check()
-				return a, in(pod, r.Request.Namespace), err
-			}
-		}
-		if pod, err := inject.ScanPod(jsonscan.New(object)); err == nil {
+	// In one pass, for nearly every request there is.
+	if r, err := scanReview(body); err == nil && r.Request != nil && r.Request.Object != nil {
+		if pod, ok := r.Request.Object.Pod(); ok && (cfg == nil || !cfg.NeedsWhole(pod)) {
 			a, err := r.check()
 			return a, in(pod, r.Request.Namespace), err
 		}
@@ -123,9 +117,8 @@ func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 	return a, in(pod, raw.Request.Namespace), nil
 }
 
-// scanReview reads a request for injection's view of a pod, and gives the pod's JSON too; whole says that nobody wants the view. An error
-// says only that another way must be tried.
-func scanReview(body []byte, whole bool) (r review[inject.View], object []byte, err error) {
+// scanReview reads a request for injection's view of a pod. An error says only that another way must be tried.
+func scanReview(body []byte) (r review[inject.View], err error) {
 	s := jsonscan.New(body)
 	err = s.Object(func(name []byte) (err error) {
 		switch string(name) {
@@ -135,11 +128,11 @@ func scanReview(body []byte, whole bool) (r review[inject.View], object []byte, 
 			r.Kind, err = s.String()
 		case "request":
 			if s.Null() {
-				r.Request, object = nil, nil
+				r.Request = nil
 				return nil
 			}
 			r.Request = &request[inject.View]{}
-			object, err = scanRequest(s, r.Request, body, whole)
+			err = scanRequest(s, r.Request)
 		default:
 			err = s.Skip()
 		}
@@ -148,11 +141,11 @@ func scanReview(body []byte, whole bool) (r review[inject.View], object []byte, 
 	if err == nil {
 		err = s.End()
 	}
-	return r, object, err
+	return r, err
 }
 
-func scanRequest(s *jsonscan.Scanner, r *request[inject.View], body []byte, whole bool) (object []byte, err error) {
-	err = s.Object(func(name []byte) (err error) {
+func scanRequest(s *jsonscan.Scanner, r *request[inject.View]) error {
+	return s.Object(func(name []byte) (err error) {
 		switch string(name) {
 		case "uid":
 			r.UID, err = s.String()
@@ -169,23 +162,16 @@ func scanRequest(s *jsonscan.Scanner, r *request[inject.View], body []byte, whol
 			}
 		case "object":
 			if s.Null() {
-				r.Object, object = nil, nil
+				r.Object = nil
 				return nil
 			}
 			r.Object = &inject.View{}
-			begin := s.Offset()
-			if whole {
-				err = s.Skip()
-			} else {
-				err = r.Object.Scan(s)
-			}
-			object = body[begin:s.Offset()]
+			err = r.Object.Scan(s)
 		default:
 			err = s.Skip()
 		}
 		return err
 	})
-	return object, err
 }
 
 // podsResource is how an API server writes it.

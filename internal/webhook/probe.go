@@ -1,0 +1,54 @@
+package webhook
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/probe/verdict"
+)
+
+// probePatch marks a dry-run pod of the control plane's probe as seen.
+var probePatch = []byte(`[{"op":"replace","path":"/metadata/annotations/` + strings.ReplaceAll(verdict.Annotation, "/", "~1") + `","value":"` + verdict.Answered + `"}]`)
+
+// serveProbe answers the probe's own webhook: see verdict.Mutating. It gives no sidecar, but tries whether it could.
+func (h *Handler) serveProbe(w http.ResponseWriter, r *http.Request) {
+	h.serve(w, r, func(body []byte) ([]byte, int, error) {
+		return h.guard(func() ([]byte, int, error) { return h.answerProbe(body) })
+	})
+}
+
+func (h *Handler) answerProbe(body []byte) ([]byte, int, error) {
+	cfg := h.config.Config()
+	asked, pod, err := parseReview(body, cfg)
+	if err != nil && asked == nil {
+		return nil, http.StatusBadRequest, err
+	}
+	out := &response{Allowed: true}
+	if err == nil {
+		err = try(cfg, pod)
+	}
+	if err != nil {
+		out = &response{Result: &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: err.Error()}}
+	} else if pod.Annotations[verdict.Annotation] != "" {
+		out.Patch, out.PatchType = probePatch, "JSONPatch"
+	}
+	out.UID = asked.uid
+	return answer{APIVersion: asked.apiVersion, Kind: asked.kind, Response: out}.append(nil), http.StatusOK, nil
+}
+
+// try says why the pod could not be injected, nil when it could or is already.
+func try(cfg *inject.Config, pod *corev1.Pod) error {
+	if cfg == nil {
+		return errors.New(noConfiguration)
+	}
+	if v := inject.Decide(pod, cfg); !v.Inject {
+		return nil
+	}
+	_, _, err := inject.Pod(pod, cfg)
+	return err
+}
