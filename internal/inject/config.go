@@ -45,6 +45,8 @@ type Config struct {
 
 	templates *templateSet
 	document  map[string]any // the values as templates read them; shared, not to be changed
+	proxyJSON string         // what protoToJSON gives templates for the mesh's ProxyConfig
+	stop      func() error   // of Until, or nil
 	variant   string         // global.variant: the type of proxy images of Istio's
 }
 

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"istio.io/api/annotation"
 	corev1 "k8s.io/api/core/v1"
@@ -85,6 +86,38 @@ func FuzzStream(f *testing.F) {
 		out := checkStream(t, in, o)
 		if again := checkStream(t, out, o); again != out {
 			t.Errorf("a second run of\n%s\ngives\n%s\nfirst\n%s", in, again, out)
+		}
+	})
+}
+
+// FuzzParsers: what the parsers of annotations let through has only what may stand in an argument, and is what they make of it again.
+func FuzzParsers(f *testing.F) {
+	for _, value := range []string{"", "*", "80,443", " 1 , 2 ", "0", "65536", "+1", "0x1", "80;id", "$(id)", "10.0.0.0/8", "10.1.2.3/8,fd00::1/8", "::ffff:1.2.3.4/100", "::1%eth0/64", "eth0,net1", "eth 0", "a/b", "-",
+		"100m", "0.5", "1e3", "1e-30000000", "1E9999", "128Mi", "-1", "8080:/metrics,9100", "15020", "80:", "concurrency: 2", "{proxyMetadata: {A: b}}", "a: &a [*a]", "a: &a {b: &b [c]}\nd: [*a, *b]", "{", "%", "!!binary x", "? a", "1: 2", "concurrency: 1e99",
+		"proxyMetadata:\n  ? [a]\n  : b", "drainDuration: 1s", "drainDuration: -999999999999s", "tracing: {zipkin: {address: a}}", "!!map {concurrency: .inf}"} {
+		f.Add(value)
+	}
+	plain := regexp.MustCompile(`^[0-9a-fA-F.:/,*]*$`)
+	names := regexp.MustCompile(`^[A-Za-z0-9._,-]*$`)
+	f.Fuzz(func(t *testing.T, value string) {
+		for name, parse := range inject.Parsers {
+			got, err := parse(value)
+			if err != nil {
+				if err.Error() == "" || !utf8.ValidString(err.Error()) && utf8.ValidString(value) {
+					t.Errorf("%s %q: the error %q says nothing", name, value, err)
+				}
+				continue
+			}
+			allowed := plain
+			if name == "interfaces" {
+				allowed = names
+			}
+			if name != "config" && name != "quantity" && !allowed.MatchString(got) {
+				t.Errorf("%s %q: it becomes %q", name, value, got)
+			}
+			if again, err := parse(got); err != nil || again != got {
+				t.Errorf("%s %q: it becomes %q, and that %q (error %v)", name, value, got, again, err)
+			}
 		}
 	})
 }

@@ -22,19 +22,27 @@ func parseQuantity(value string) (resource.Quantity, error) {
 	return resource.ParseQuantity(value)
 }
 
+// isQuantity reports whether a field of a pod is a quantity, or a map of them.
+func isQuantity(field string) bool {
+	switch field {
+	case "limits", "requests", "overhead", "sizeLimit", "divisor":
+		return true
+	}
+	return false
+}
+
 // CheckQuantities looks through JSON, before it is decoded into types of the API, for quantities that take their parser for ever. What is
 // no JSON is no error: the decoder says more.
-func CheckQuantities(data []byte) (err error) {
+func CheckQuantities(data []byte) error { return checkQuantities(data, false) }
+
+// checkQuantities is CheckQuantities for a value whose own values are quantities, or not.
+func checkQuantities(data []byte, quantities bool) (err error) {
 	var walk func(s *jsonscan.Scanner, quantity bool) error
 	walk = func(s *jsonscan.Scanner, quantity bool) error {
 		switch s.Kind() {
 		case '{':
 			return s.Object(func(name []byte) error {
-				switch string(name) {
-				case "limits", "requests", "overhead", "sizeLimit", "divisor":
-					return walk(s, true)
-				}
-				return walk(s, quantity)
+				return walk(s, quantity || isQuantity(string(name)))
 			})
 		case '[':
 			return s.Array(func(int) error { return walk(s, false) })
@@ -45,6 +53,6 @@ func CheckQuantities(data []byte) (err error) {
 		}
 		return scanErr
 	}
-	_ = walk(jsonscan.New(data), false)
+	_ = walk(jsonscan.New(data), quantities)
 	return err
 }

@@ -27,9 +27,7 @@ func (c *Config) WithProxyConfigs(list []ProxyConfigResource) (*Config, []diag.P
 	copied := *c
 	copied.overlays = nil
 	for _, r := range list {
-		merged := r.over(c.pod.proxy)
-		err := checkProxyConfig(merged, c.settings.Serves)
-		if err != nil {
+		if err := checkProxyConfig(r.over(c.pod.proxy), c.settings.Serves); err != nil && c.templates.typed { // another template's agent may have it
 			problems = append(problems, diag.Problem{Code: diag.InvalidField, Severity: diag.Error, Field: "spec", Detail: err.Error(),
 				Object: ref.Ref{Kind: "ProxyConfig", Namespace: r.Namespace, Name: r.Name}, Hint: "the object has no effect until it is mended"})
 			continue
@@ -75,19 +73,23 @@ func (r ProxyConfigResource) rank(pod *corev1.Pod, root string) int {
 
 // mergeProxyConfigs lays the objects that concern the pod over the mesh's configuration.
 func (c *Config) mergeProxyConfigs(s *podSettings, pod *corev1.Pod) {
+	if merged := c.overlaid(s.proxy, pod); merged != s.proxy {
+		s.useProxyConfig(merged)
+	}
+}
+
+// overlaid is base with the objects that concern the pod; base itself when there are none.
+func (c *Config) overlaid(base *meshv1alpha1.ProxyConfig, pod *corev1.Pod) *meshv1alpha1.ProxyConfig {
 	if len(c.overlays) == 0 {
-		return
+		return base
 	}
 	root := first(c.settings.Mesh.GetRootNamespace(), c.Namespace())
-	merged := s.proxy
 	for rank := 1; rank <= 3; rank++ {
 		for _, r := range c.overlays {
 			if r.rank(pod, root) == rank {
-				merged = r.over(merged)
+				base = r.over(base)
 			}
 		}
 	}
-	if merged != s.proxy {
-		s.useProxyConfig(merged)
-	}
+	return base
 }

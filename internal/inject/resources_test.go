@@ -8,6 +8,7 @@ import (
 	typev1beta1 "istio.io/api/type/v1beta1"
 
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	"sigs.k8s.io/yaml"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 )
@@ -70,6 +71,40 @@ func TestProxyConfigObjects(t *testing.T) {
 	out, _, err := inject.Pod(podFrom(t, "metadata: {name: web, namespace: shop}\nspec: {containers: [{name: web}]}"), cfg)
 	if err != nil || envOf(out, "ISTIO_META_DNS_CAPTURE") != "" {
 		t.Errorf("the object has an effect (error %v)", err)
+	}
+}
+
+// TestProxyConfigObjectsInTemplates: a template sees the same ProxyConfig as our own agent does, and what only our agent cannot do is let
+// through where the sidecar's template is the operator's.
+func TestProxyConfigObjectsInTemplates(t *testing.T) {
+	const text = `metadata: {annotations: {threads: "{{ .ProxyConfig.Concurrency.GetValue }}", meta: "{{ index .ProxyConfig.ProxyMetadata "M" }}", image: {{ .ProxyImage }}, json: {{ protoToJSON .ProxyConfig | quote }}}}`
+	config, err := yaml.Marshal(map[string]any{"templates": map[string]string{"sidecar": text}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := configFrom(t, "defaultConfig: {concurrency: 1, proxyMetadata: {M: mesh}}", string(config), `{"global":{"hub":"h","tag":"1","proxy":{"image":"p"}}}`)
+	cfg, problems := base.WithProxyConfigs([]inject.ProxyConfigResource{
+		{Namespace: "istio-system", Name: "root", Spec: &networkingv1beta1.ProxyConfig{Concurrency: wrapperspb.Int32(2), EnvironmentVariables: map[string]string{"M": "root", "ISTIO_META_DNS_CAPTURE": "true"}}},
+		{Namespace: "shop", Name: "web", Spec: &networkingv1beta1.ProxyConfig{Selector: &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{"app": "web"}},
+			Concurrency: wrapperspb.Int32(3), Image: &networkingv1beta1.ProxyImage{ImageType: "distroless"}}},
+	})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for pod, want := range map[string]string{
+		"{name: web, namespace: other}":                    `2 root h/p:1 {"concurrency":2,"proxyMetadata":{"ISTIO_META_DNS_CAPTURE":"true","M":"root"}}`,
+		"{name: web, namespace: shop, labels: {app: web}}": `3 root h/p:1-distroless {"concurrency":3,"proxyMetadata":{"ISTIO_META_DNS_CAPTURE":"true","M":"root"},"image":{"imageType":"distroless"}}`,
+		"{name: web, namespace: shop, labels: {app: web}, annotations: {proxy.istio.io/config: '{proxyMetadata: {M: pod}}'}}": `3 pod h/p:1-distroless {"concurrency":3,"proxyMetadata":{"ISTIO_META_DNS_CAPTURE":"true","M":"pod"},"image":{"imageType":"distroless"}}`,
+	} {
+		out, _, err := inject.Pod(podFrom(t, "metadata: "+pod+"\nspec: {containers: [{name: web}]}"), cfg)
+		if err != nil {
+			t.Errorf("%s: %v", pod, err)
+			continue
+		}
+		a := out.Annotations
+		if got := a["threads"] + " " + a["meta"] + " " + a["image"] + " " + a["json"]; got != want {
+			t.Errorf("%s: the template sees\n%s\nwant\n%s", pod, got, want)
+		}
 	}
 }
 

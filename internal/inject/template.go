@@ -1,10 +1,10 @@
 package inject
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -46,9 +46,12 @@ func ShippedTemplate(name string) string {
 // podTemplate is one parsed template. It may be executed by any number of goroutines.
 type podTemplate struct {
 	name    string
-	tree    *template.Template
-	agent   bool // it is for our agent: it reads .Sidecar
-	mutates bool // it changes maps that it is given, so it needs copies
+	tree    *template.Template // not executed itself: its functions have no bounds
+	calls   map[string]bool    // the functions that it uses
+	agent   bool               // it is for our agent: it reads .Sidecar
+	mutates bool               // it changes maps that it is given, so it needs copies
+	pool    sync.Pool          // of executions
+	outputs outputs
 }
 
 // templateSet are the templates of a Config.
@@ -83,106 +86,99 @@ func parseTemplate(name, text string) (*podTemplate, error) {
 	if err != nil {
 		return nil, errors.New(plainTemplateError(err))
 	}
-	t := &podTemplate{name: name, tree: tree}
+	t := &podTemplate{name: name, tree: tree, calls: map[string]bool{"protoToJSON": true}}
 	for _, part := range tree.Templates() {
-		if part.Tree != nil && part.Root != nil {
-			part.Root.Nodes = append([]parse.Node{step()}, part.Root.Nodes...)
-			t.inspect(part.Root)
+		if part.Tree == nil || part.Root == nil {
+			continue
 		}
+		if !t.inspect(part.Root, 0) {
+			return nil, fmt.Errorf("its blocks stand in each other more than %d deep", deepestBlock)
+		}
+		part.Root.Nodes = append(append([]parse.Node{mark(enterMark)}, part.Root.Nodes...), mark(leaveMark))
 	}
 	return t, nil
 }
 
-// step is a text of no bytes. Writing it changes nothing, but whoever executes the template hears of it, and can stop a loop.
-func step() parse.Node { return &parse.TextNode{NodeType: parse.NodeText} }
-
 // changing are the functions that change a map that they are given.
 var changing = []string{"set", "unset", "merge", "mergeOverwrite", "mustMerge", "mustMergeOverwrite"}
 
-// inspect puts a step into every loop, and finds out what the template uses.
-func (t *podTemplate) inspect(n parse.Node) {
+// inspect puts a mark into every loop and a bound around what is written without a function, and finds out what the template uses. It
+// reports false for blocks that are too deep.
+func (t *podTemplate) inspect(n parse.Node, depth int) bool {
+	if depth > 2*deepestBlock { // a block is two nodes
+		return false
+	}
 	switch n := n.(type) {
 	case *parse.ListNode:
-		if n != nil {
-			for _, child := range n.Nodes {
-				t.inspect(child)
+		if n == nil {
+			return true
+		}
+		for _, child := range n.Nodes {
+			if !t.inspect(child, depth+1) {
+				return false
 			}
 		}
 	case *parse.RangeNode:
-		t.branch(&n.BranchNode)
-		n.List.Nodes = append([]parse.Node{step()}, n.List.Nodes...)
+		if !t.branch(&n.BranchNode, depth) {
+			return false
+		}
+		n.List.Nodes = append([]parse.Node{mark(stepMark)}, n.List.Nodes...)
 	case *parse.IfNode:
-		t.branch(&n.BranchNode)
+		return t.branch(&n.BranchNode, depth)
 	case *parse.WithNode:
-		t.branch(&n.BranchNode)
+		return t.branch(&n.BranchNode, depth)
 	case *parse.ActionNode:
-		t.inspect(n.Pipe)
+		if !t.inspect(n.Pipe, depth+1) {
+			return false
+		}
+		t.bindPrinted(n)
 	case *parse.TemplateNode:
-		t.inspect(n.Pipe)
+		return t.inspect(n.Pipe, depth+1)
 	case *parse.PipeNode:
-		if n != nil {
-			for _, command := range n.Cmds {
-				for _, arg := range command.Args {
-					t.inspect(arg)
+		if n == nil {
+			return true
+		}
+		for _, command := range n.Cmds {
+			for _, arg := range command.Args {
+				if !t.inspect(arg, depth+1) {
+					return false
 				}
 			}
 		}
 	case *parse.ChainNode:
-		t.inspect(n.Node)
+		return t.inspect(n.Node, depth+1)
 	case *parse.IdentifierNode:
+		t.calls[n.Ident] = true
 		t.mutates = t.mutates || slices.Contains(changing, n.Ident)
 	case *parse.FieldNode:
 		t.agent = t.agent || n.Ident[0] == "Sidecar"
 	case *parse.VariableNode:
 		t.agent = t.agent || len(n.Ident) > 1 && n.Ident[0] == "$" && n.Ident[1] == "Sidecar"
 	}
+	return true
 }
 
-func (t *podTemplate) branch(b *parse.BranchNode) {
-	t.inspect(b.Pipe)
-	t.inspect(b.List)
-	t.inspect(b.ElseList)
+func (t *podTemplate) branch(b *parse.BranchNode, depth int) bool {
+	return t.inspect(b.Pipe, depth+1) && t.inspect(b.List, depth+1) && t.inspect(b.ElseList, depth+1)
 }
 
-// mostSteps bounds how long a template may run: what it writes, and the turns of its loops. Istio's sidecar takes about 700.
-const mostSteps = 100_000
+// printedFunc is the name of execution.printed in templates. It is there when they are executed and not when they are parsed, so that
+// none can call it.
+const printedFunc = "asPrinted"
 
-var errEndless = fmt.Errorf("it takes more than %d steps: does it loop?", mostSteps)
-
-// boundedBuffer takes what a template writes, and stops it when that is too much.
-type boundedBuffer struct {
-	bytes.Buffer
-	steps int
-}
-
-func (b *boundedBuffer) Write(p []byte) (int, error) {
-	if b.steps++; b.steps > mostSteps {
-		return 0, errEndless
+// bindPrinted lets printed look at what an action writes, unless that is the text of a function, which was looked at.
+func (t *podTemplate) bindPrinted(n *parse.ActionNode) {
+	if len(n.Pipe.Decl) > 0 || len(n.Pipe.Cmds) == 0 {
+		return
 	}
-	if b.Len()+len(p) > mostBytes {
-		return 0, errTooMuch
-	}
-	return b.Buffer.Write(p)
-}
-
-// execute gives the template's text for one pod. The error names the template and the line; a panic is one too.
-func (t *podTemplate) execute(data *templateData) (text []byte, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			text, err = nil, fmt.Errorf("it panics: %v", p)
+	last := n.Pipe.Cmds[len(n.Pipe.Cmds)-1]
+	if name, ok := last.Args[0].(*parse.IdentifierNode); ok {
+		if f := reflect.TypeOf(templateFuncs()[name.Ident]); f != nil && f.Out(0).Kind() == reflect.String {
+			return
 		}
-	}()
-	if t.mutates {
-		copied := *data
-		copied.Values = copyJSON(data.Values).(map[string]any)
-		data = &copied
 	}
-	b := &boundedBuffer{}
-	b.Grow(8 << 10)
-	if err := t.tree.Execute(b, data); err != nil {
-		return nil, errors.New(plainTemplateError(err))
-	}
-	return b.Bytes(), nil
+	call := parse.NewIdentifier(printedFunc).SetPos(n.Pos).SetTree(t.tree.Tree)
+	n.Pipe.Cmds = append(n.Pipe.Cmds, &parse.CommandNode{NodeType: parse.NodeCommand, Pos: n.Pos, Args: []parse.Node{call}})
 }
 
 // copyJSON copies JSON values.
@@ -335,6 +331,9 @@ func (c *Config) selectTemplates(pod *corev1.Pod, subject ref.Ref) ([]*podTempla
 	}
 	return out, nil
 }
+
+// ByTemplates reports whether pods that say nothing go through templates, which read all of them (NeedsWhole).
+func (c *Config) ByTemplates() bool { return !c.templates.typedDefault }
 
 // NeedsWhole reports whether Pod reads more of a pod than its View has: templates read all of it.
 func (c *Config) NeedsWhole(pod *corev1.Pod) bool {

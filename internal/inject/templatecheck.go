@@ -10,7 +10,6 @@ import (
 
 	"istio.io/api/annotation"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/ref"
@@ -154,7 +153,7 @@ func boolean(value string) error {
 }
 
 func quantity(value string) error {
-	if _, err := resource.ParseQuantity(value); err != nil {
+	if _, err := parseQuantity(value); err != nil {
 		return errors.New("it is no quantity such as 100m, 0.5 or 128Mi")
 	}
 	return nil

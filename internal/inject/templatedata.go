@@ -141,6 +141,7 @@ func (c *compiler) values() {
 		c.config.variant, _ = global["variant"].(string)
 	}
 	c.config.document = doc
+	c.config.proxyJSON = protoToJSON(c.config.settings.Mesh.GetDefaultConfig())
 }
 
 // overlayValues lays one document over another, map by map, as Helm does; a null stays, for templates to see. Maps of over are

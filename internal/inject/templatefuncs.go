@@ -2,11 +2,9 @@ package inject
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"path"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,14 +32,6 @@ var unrepeatable = []string{
 	"genSignedCertWithKey", "buildCustomCert", "encryptAES", "decryptAES",
 }
 
-// most is what a function of a template may give: the bytes of a string, and the entries of a list.
-const (
-	mostBytes   = 1 << 20
-	mostEntries = 10_000
-)
-
-var errTooMuch = errors.New("the result is too large for a pod")
-
 // templateFuncs are what a template can call: Sprig's functions and those that Istio adds for its own templates, with the same
 // names, arguments and results, so that a template that was written for Istio works. (Facts from Istio's pkg/kube/inject.)
 var templateFuncs = sync.OnceValue(func() template.FuncMap {
@@ -49,8 +39,19 @@ var templateFuncs = sync.OnceValue(func() template.FuncMap {
 	for _, name := range unrepeatable {
 		delete(funcs, name)
 	}
-	maps.Copy(funcs, bounded(funcs))
 	maps.Copy(funcs, template.FuncMap{
+		// The language's own, to be bounded as all others are.
+		"print": fmt.Sprint, "printf": fmt.Sprintf, "println": fmt.Sprintln,
+		"html": template.HTMLEscaper, "js": template.JSEscaper, "urlquery": template.URLQueryEscaper,
+		"until": func(n int) ([]int, error) { return untilStep(0, n, 1) },
+		"untilStep": func(start, stop, step int) ([]int, error) {
+			if stop < start && step > 0 {
+				step = 0 // Sprig gives an empty list
+			}
+			return untilStep(start, stop, step)
+		},
+		"seq": shortSeq(funcs["seq"].(func(...int) string)),
+
 		// Go's maps have no order.
 		"keys":   func(dicts ...map[string]any) []string { return sortedOf(dicts) },
 		"values": func(dict map[string]any) []any { return dictValues(dict) },
@@ -85,37 +86,15 @@ var templateFuncs = sync.OnceValue(func() template.FuncMap {
 	return funcs
 })
 
-// bounded are the functions that could make much of little, with their limit. They keep Sprig's meaning.
-func bounded(sprigs template.FuncMap) template.FuncMap {
-	text := func(name string) any { return limitText(sprigs[name]) }
-	return template.FuncMap{
-		"print":   limitText(fmt.Sprint),
-		"printf":  limitText(fmt.Sprintf),
-		"println": limitText(fmt.Sprintln),
-		"cat":     text("cat"), "join": text("join"), "replace": text("replace"), "nindent": text("nindent"), "wrap": text("wrap"), "wrapWith": text("wrapWith"),
-		"quote": text("quote"), "squote": text("squote"),
-		"repeat": func(count int, s string) (string, error) {
-			if count < 0 || len(s) > 0 && count > mostBytes/len(s) {
+// shortSeq is Sprig's seq, for numbers that are not too far apart.
+func shortSeq(seq func(...int) string) func(...int) (string, error) {
+	return func(args ...int) (string, error) {
+		for _, n := range args {
+			if n > mostEntries || n < -mostEntries {
 				return "", errTooMuch
 			}
-			return strings.Repeat(s, count), nil
-		},
-		"until": func(n int) ([]int, error) { return untilStep(0, n, 1) },
-		"untilStep": func(start, stop, step int) ([]int, error) {
-			if stop < start && step > 0 {
-				step = 0 // Sprig gives an empty list
-			}
-			return untilStep(start, stop, step)
-		},
-		"seq": func(args ...int) (string, error) {
-			for _, n := range args {
-				if n > mostEntries || n < -mostEntries {
-					return "", errTooMuch
-				}
-			}
-			return sprigs["seq"].(func(...int) string)(args...), nil
-		},
-		"append": limitList(sprigs["append"]), "push": limitList(sprigs["push"]), "prepend": limitList(sprigs["prepend"]), "concat": limitList(sprigs["concat"]),
+		}
+		return seq(args...), nil
 	}
 }
 
@@ -135,39 +114,6 @@ func untilStep(start, stop, step int) ([]int, error) {
 		list = append(list, i)
 	}
 	return list, nil
-}
-
-// limitText wraps a function that returns a string.
-func limitText(f any) any {
-	return limitResult(f, func(v reflect.Value) bool { return v.Kind() == reflect.String && v.Len() > mostBytes })
-}
-
-// limitList wraps a function that returns a list.
-func limitList(f any) any {
-	return limitResult(f, func(v reflect.Value) bool { return v.Kind() == reflect.Slice && v.Len() > mostEntries })
-}
-
-func limitResult(f any, tooMuch func(reflect.Value) bool) any {
-	fn := reflect.ValueOf(f)
-	t := fn.Type()
-	in := make([]reflect.Type, t.NumIn())
-	for i := range in {
-		in[i] = t.In(i)
-	}
-	failure := reflect.TypeFor[error]()
-	signature := reflect.FuncOf(in, []reflect.Type{t.Out(0), failure}, t.IsVariadic())
-	return reflect.MakeFunc(signature, func(args []reflect.Value) []reflect.Value {
-		var out []reflect.Value
-		if t.IsVariadic() {
-			out = fn.CallSlice(args)
-		} else {
-			out = fn.Call(args)
-		}
-		if tooMuch(out[0]) {
-			return []reflect.Value{reflect.Zero(t.Out(0)), reflect.ValueOf(&errTooMuch).Elem()}
-		}
-		return []reflect.Value{out[0], reflect.Zero(failure)}
-	}).Interface()
 }
 
 func sortedOf(dicts []map[string]any) []string {
@@ -306,11 +252,8 @@ func toYAML(v any) string {
 }
 
 // indentRest puts spaces before every line but the first: in a template the first stands where the call stands.
-func indentRest(spaces int, text string) (string, error) {
-	if spaces < 0 || spaces > 1000 || spaces*strings.Count(text, "\n") > mostBytes {
-		return "", errTooMuch
-	}
-	return strings.ReplaceAll(text, "\n", "\n"+strings.Repeat(" ", spaces)), nil
+func indentRest(spaces int, text string) string {
+	return strings.ReplaceAll(text, "\n", "\n"+strings.Repeat(" ", spaces))
 }
 
 // appendMultusNetwork adds a network to the value of k8s.v1.cni.cncf.io/networks, in whichever of its two forms it is: names with

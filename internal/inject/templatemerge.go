@@ -9,7 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
+	yamlv2 "go.yaml.in/yaml/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
@@ -27,8 +29,8 @@ var podSchema = sync.OnceValue(func() strategicpatch.LookupPatchMeta {
 
 // readOutput reads what a template gave: a part of a pod, as YAML. Numbers come as int64 and float64, as a pod's own do.
 func readOutput(text []byte) (map[string]any, error) {
-	var part map[string]any
-	if err := yaml.Unmarshal(text, &part); err != nil {
+	part, err := readYAML(text)
+	if err != nil {
 		return nil, fmt.Errorf("what it gives is no YAML: %s", withLine(yamlError(err), text))
 	}
 	for key := range part {
@@ -38,7 +40,88 @@ func readOutput(text []byte) (map[string]any, error) {
 			return nil, fmt.Errorf("what it gives has the field %q, and a pod has metadata and spec", key)
 		}
 	}
+	return part, quantitiesIn(part, false)
+}
+
+// quantitiesIn is CheckQuantities for what a template gave: it may have it from an annotation of the pod.
+func quantitiesIn(v any, quantities bool) error {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, item := range v {
+			if err := quantitiesIn(item, quantities || isQuantity(key)); err != nil {
+				return err
+			}
+		}
+	case []any:
+		for _, item := range v {
+			if err := quantitiesIn(item, false); err != nil {
+				return err
+			}
+		}
+	case string:
+		if quantities && longExponent.MatchString(v) {
+			return fmt.Errorf("what it gives has the quantity %q, which has too many digits", v)
+		}
+	}
+	return nil
+}
+
+// readYAML gives the same as sigs.k8s.io/yaml, which is how Kubernetes reads YAML, without its way through the text of a JSON document.
+func readYAML(text []byte) (map[string]any, error) {
+	var tree any
+	if err := yamlv2.Unmarshal(text, &tree); err == nil {
+		if v, ok := plainJSON(tree); ok {
+			switch v := v.(type) {
+			case map[string]any:
+				return v, nil
+			case nil:
+				return nil, nil
+			}
+		}
+	}
+	var part map[string]any // what is odd or wrong
+	if err := yaml.Unmarshal(text, &part); err != nil {
+		return nil, err
+	}
 	return whole64(part).(map[string]any), nil
+}
+
+// plainJSON makes JSON values of YAML's; ok is false when there is something that has no such value or not the same one.
+func plainJSON(v any) (out any, ok bool) {
+	switch v := v.(type) {
+	case nil, bool:
+		return v, true
+	case string:
+		return v, utf8.ValidString(v)
+	case int:
+		if v > -1<<53 && v < 1<<53 {
+			return int64(v), true
+		}
+	case float64:
+		if !math.IsNaN(v) && !math.IsInf(v, 0) {
+			return whole64(v), true
+		}
+	case map[any]any:
+		out := make(map[string]any, len(v))
+		for key, item := range v {
+			name, isText := key.(string)
+			if !isText || !utf8.ValidString(name) {
+				return nil, false
+			}
+			if out[name], ok = plainJSON(item); !ok {
+				return nil, false
+			}
+		}
+		return out, true
+	case []any:
+		for i := range v {
+			if v[i], ok = plainJSON(v[i]); !ok {
+				return nil, false
+			}
+		}
+		return v, true
+	}
+	return nil, false
 }
 
 // whole64 makes integers of the numbers that are whole. It changes the maps and lists themselves.
@@ -80,6 +163,29 @@ func withLine(message string, text []byte) string {
 	return message + ": " + strconv.Quote(line) + " (line " + m[1] + " is that of the output)"
 }
 
+// mergedPod is a pod with what a template gave. The pod is not changed, and shares with the result.
+func mergedPod(pod *corev1.Pod, gave *output) (*corev1.Pod, error) {
+	if out, ok := gave.add(pod); ok {
+		return out, nil
+	}
+	managed := pod.ManagedFields
+	rest := *pod
+	rest.ManagedFields = nil // they can be most of a pod, and no template changes them
+	merged, err := podMap(&rest)
+	if err != nil {
+		return nil, err
+	}
+	if merged, err = mergePart(merged, gave.part); err != nil {
+		return nil, err
+	}
+	out, err := podFromMap(merged)
+	if err != nil {
+		return nil, err
+	}
+	out.ManagedFields = managed
+	return out, nil
+}
+
 // podMap is a pod as JSON values.
 func podMap(pod *corev1.Pod) (map[string]any, error) {
 	return runtime.DefaultUnstructuredConverter.ToUnstructured(pod)
@@ -110,9 +216,9 @@ func podFromMap(m map[string]any) (*corev1.Pod, error) {
 
 // namesOf are the names of the entries of one of the lists of spec that templates gave, in their order. Those that a part wants to
 // be deleted are none.
-func namesOf(parts []map[string]any, list string) (names []string, err error) {
-	for _, part := range parts {
-		spec, _ := part["spec"].(map[string]any)
+func namesOf(parts []*output, list string) (names []string, err error) {
+	for _, gave := range parts {
+		spec, _ := gave.part["spec"].(map[string]any)
 		if spec == nil || spec[list] == nil {
 			continue
 		}

@@ -106,13 +106,9 @@ func (t *templating) merge(w workload) error {
 		}
 		t.warnings = append(t.warnings, conflicts(pod, &t.settings, t.subject)...)
 	}
-	parts := make([]map[string]any, len(t.templates))
+	parts := make([]*output, len(t.templates))
 	for i, p := range t.templates {
-		text, err := p.execute(data)
-		if err == nil {
-			parts[i], err = readOutput(text)
-		}
-		if err != nil {
+		if parts[i], err = p.execute(c, data); err != nil {
 			return t.refused(p, err)
 		}
 	}
@@ -120,24 +116,31 @@ func (t *templating) merge(w workload) error {
 	if err := t.count(parts); err != nil {
 		return t.refused(last, err)
 	}
-	rest := t.takeChanges(annotated)
-	managed := rest.ManagedFields
-	rest.ManagedFields = nil // they can be most of a pod, and no template changes them
-	merged, err := podMap(rest)
-	for i := 0; err == nil && i < len(parts); i++ {
-		if merged, err = mergePart(merged, parts[i]); err != nil {
+	t.out = t.takeChanges(annotated)
+	for i, gave := range parts {
+		if t.out, err = mergedPod(t.out, gave); err != nil {
 			return t.refused(t.templates[i], err)
 		}
 	}
-	if err == nil {
-		t.out, err = podFromMap(merged)
-	}
-	if err != nil {
-		return t.refused(last, err)
-	}
-	t.out.ManagedFields = managed
+	t.own()
 	t.applyChanges(pc)
 	return nil
+}
+
+// own makes what comes next free to change the result: it must not change the pod as it came.
+func (t *templating) own() {
+	meta, spec := &t.out.ObjectMeta, &t.out.Spec
+	meta.Labels, meta.Annotations = with(meta.Labels, nil), with(meta.Annotations, nil)
+	spec.Volumes, spec.ImagePullSecrets = slices.Clone(spec.Volumes), slices.Clone(spec.ImagePullSecrets)
+	for _, list := range []*[]corev1.Container{&spec.Containers, &spec.InitContainers} {
+		*list = slices.Clone(*list)
+		for i := range *list {
+			switch c := &(*list)[i]; c.Name {
+			case ProxyContainer, InitContainer, validationContainer:
+				*c = *c.DeepCopy()
+			}
+		}
+	}
 }
 
 // visible is the pod as templates see it. A wish for a native sidecar that the cluster cannot fulfil is not shown.
@@ -154,7 +157,7 @@ func (t *templating) visible(annotated *overrides) *corev1.Pod {
 }
 
 // count notes what the templates add. Volumes that the pod has count too, as in Istio.
-func (t *templating) count(parts []map[string]any) (err error) {
+func (t *templating) count(parts []*output) (err error) {
 	t.status.Revision = t.config.Revision()
 	for _, list := range []struct {
 		name string
@@ -292,6 +295,7 @@ func (t *templating) useUser(pc *meshv1alpha1.ProxyConfig) {
 	if mode == meshv1alpha1.ProxyConfig_TPROXY.String() && user != nil {
 		if proxy := sidecarOf(t.out); proxy != nil && proxy.SecurityContext != nil {
 			root := int64(0)
+			proxy.SecurityContext = proxy.SecurityContext.DeepCopy() // it may be the user's own
 			proxy.SecurityContext.RunAsUser = &root
 		}
 	}
@@ -301,7 +305,7 @@ func (t *templating) useUser(pc *meshv1alpha1.ProxyConfig) {
 			return
 		}
 		if mode != meshv1alpha1.ProxyConfig_TPROXY.String() {
-			if initial.SecurityContext == nil {
+			if initial.SecurityContext = initial.SecurityContext.DeepCopy(); initial.SecurityContext == nil {
 				initial.SecurityContext = &corev1.SecurityContext{}
 			}
 			if user != nil {
@@ -313,6 +317,7 @@ func (t *templating) useUser(pc *meshv1alpha1.ProxyConfig) {
 		}
 	}
 	if at := slices.Index(initial.Args, "-u"); user != nil && *user != 0 && at >= 0 && at+1 < len(initial.Args) {
+		initial.Args = slices.Clone(initial.Args)
 		initial.Args[at+1] = strconv.FormatInt(*user, 10)
 	}
 }
@@ -425,17 +430,25 @@ func addKnown(probers map[string]*corev1.Probe, env []corev1.EnvVar) {
 
 // askAt changes the port of the probes and hooks that go to the agent.
 func (t *templating) askAt(port int) {
-	to := func(get *corev1.HTTPGetAction, path string) {
-		if get != nil && get.Path == path && get.Port.IntValue() != port {
-			get.Port = intstr.FromInt32(int32(port))
+	at := func(get *corev1.HTTPGetAction, path string) *corev1.HTTPGetAction { // nil for one that stays
+		if get == nil || get.Path != path || get.Port.IntValue() == port {
+			return nil
 		}
+		changed := *get
+		changed.Port = intstr.FromInt32(int32(port))
+		return &changed
 	}
-	for _, list := range [][]corev1.Container{t.out.Spec.InitContainers, t.out.Spec.Containers} {
-		for i := range list {
-			c := &list[i]
+	for _, list := range []*[]corev1.Container{&t.out.Spec.InitContainers, &t.out.Spec.Containers} {
+		*list = slices.Clone(*list)
+		for i := range *list {
+			c := &(*list)[i]
 			for _, kind := range probeKinds {
 				if probe := *kind.of(c); probe != nil {
-					to(probe.HTTPGet, appHealth+c.Name+"/"+kind.path)
+					if get := at(probe.HTTPGet, appHealth+c.Name+"/"+kind.path); get != nil {
+						changed := *probe
+						changed.HTTPGet = get
+						*kind.of(c) = &changed
+					}
 				}
 			}
 			for _, kind := range hookKinds {
@@ -443,7 +456,11 @@ func (t *templating) askAt(port int) {
 					break
 				}
 				if hook := *kind.of(c.Lifecycle); hook != nil {
-					to(hook.HTTPGet, appLifecycle+c.Name+"/"+kind.path)
+					if get := at(hook.HTTPGet, appLifecycle+c.Name+"/"+kind.path); get != nil {
+						changed := *c.Lifecycle
+						*kind.of(&changed) = &corev1.LifecycleHandler{HTTPGet: get}
+						c.Lifecycle = &changed
+					}
 				}
 			}
 		}
@@ -486,10 +503,10 @@ func moved(list []corev1.Container, name string, begin bool) []corev1.Container 
 	return append(rest, one)
 }
 
-// proxyConfigOf is the ProxyConfig of a pod: its annotation over the mesh's.
+// proxyConfigOf is the ProxyConfig of a pod: its annotation over the objects that concern it, those over the mesh's.
 func (c *Config) proxyConfigOf(pod *corev1.Pod, subject ref.Ref) (*meshv1alpha1.ProxyConfig, error) {
 	value, has := pod.Annotations[annotation.ProxyConfig.Name]
-	base := c.settings.Mesh.GetDefaultConfig()
+	base := c.overlaid(c.settings.Mesh.GetDefaultConfig(), pod)
 	if !has {
 		return base, nil
 	}

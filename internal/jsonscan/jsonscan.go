@@ -70,6 +70,12 @@ func (s *Scanner) End() error {
 // Kind is the first byte of the next value, which says what it is; 0 is the document's end. It takes nothing.
 func (s *Scanner) Kind() byte { return s.peek() }
 
+// Offset is how many bytes of the document were taken, with the white space before the next value.
+func (s *Scanner) Offset() int {
+	s.space()
+	return s.at
+}
+
 // Null takes a null, when that is the next value.
 func (s *Scanner) Null() bool {
 	if s.peek() == 'n' && s.word("null") == nil {

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strings"
@@ -18,11 +19,12 @@ var probePatch = []byte(`[{"op":"replace","path":"/metadata/annotations/` + stri
 // serveProbe answers the probe's own webhook: see verdict.Mutating. It gives no sidecar, but tries whether it could.
 func (h *Handler) serveProbe(w http.ResponseWriter, r *http.Request) {
 	h.serve(w, r, func(body []byte) ([]byte, int, error) {
-		return h.guard(func() ([]byte, int, error) { return h.answerProbe(body) })
+		return h.guard(func() ([]byte, int, error) { return h.answerProbe(r.Context(), body) })
 	})
 }
 
-func (h *Handler) answerProbe(body []byte) ([]byte, int, error) {
+// answerProbe is the whole of it, from bytes to bytes.
+func (h *Handler) answerProbe(ctx context.Context, body []byte) ([]byte, int, error) {
 	cfg := h.config.Config()
 	asked, pod, err := parseReview(body, cfg)
 	if err != nil && asked == nil {
@@ -30,7 +32,7 @@ func (h *Handler) answerProbe(body []byte) ([]byte, int, error) {
 	}
 	out := &response{Allowed: true}
 	if err == nil {
-		err = try(cfg, pod)
+		err = h.try(ctx, cfg, pod)
 	}
 	if err != nil {
 		out = &response{Result: &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: err.Error()}}
@@ -42,13 +44,13 @@ func (h *Handler) answerProbe(body []byte) ([]byte, int, error) {
 }
 
 // try says why the pod could not be injected, nil when it could or is already.
-func try(cfg *inject.Config, pod *corev1.Pod) error {
+func (h *Handler) try(ctx context.Context, cfg *inject.Config, pod *corev1.Pod) error {
 	if cfg == nil {
 		return errors.New(noConfiguration)
 	}
 	if v := inject.Decide(pod, cfg); !v.Inject {
 		return nil
 	}
-	_, _, err := inject.Pod(pod, cfg)
+	_, _, err := h.inject(ctx, cfg, pod)
 	return err
 }

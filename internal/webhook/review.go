@@ -89,9 +89,15 @@ func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 	if len(body) == 0 {
 		return nil, nil, errors.New("the body is empty")
 	}
-	// In one pass, for nearly every request there is.
-	if r, err := scanReview(body); err == nil && r.Request != nil && r.Request.Object != nil {
-		if pod, ok := r.Request.Object.Pod(); ok && (cfg == nil || !cfg.NeedsWhole(pod)) {
+	whole := cfg != nil && cfg.ByTemplates()
+	if r, object, err := scanReview(body, whole); err == nil && r.Request != nil && object != nil {
+		if !whole { // in one pass, for nearly every request there is
+			if pod, ok := r.Request.Object.Pod(); ok && (cfg == nil || !cfg.NeedsWhole(pod)) {
+				a, err := r.check()
+				return a, in(pod, r.Request.Namespace), err
+			}
+		}
+		if pod, err := inject.ScanPod(jsonscan.New(object)); err == nil {
 			a, err := r.check()
 			return a, in(pod, r.Request.Namespace), err
 		}
@@ -117,8 +123,9 @@ func parseReview(body []byte, cfg *inject.Config) (*asked, *corev1.Pod, error) {
 	return a, in(pod, raw.Request.Namespace), nil
 }
 
-// scanReview reads a request for injection's view of a pod. An error says only that another way must be tried.
-func scanReview(body []byte) (r review[inject.View], err error) {
+// scanReview reads a request for injection's view of a pod, and gives the pod's JSON too; whole says that nobody wants the view. An error
+// says only that another way must be tried.
+func scanReview(body []byte, whole bool) (r review[inject.View], object []byte, err error) {
 	s := jsonscan.New(body)
 	err = s.Object(func(name []byte) (err error) {
 		switch string(name) {
@@ -128,11 +135,11 @@ func scanReview(body []byte) (r review[inject.View], err error) {
 			r.Kind, err = s.String()
 		case "request":
 			if s.Null() {
-				r.Request = nil
+				r.Request, object = nil, nil
 				return nil
 			}
 			r.Request = &request[inject.View]{}
-			err = scanRequest(s, r.Request)
+			object, err = scanRequest(s, r.Request, body, whole)
 		default:
 			err = s.Skip()
 		}
@@ -141,11 +148,11 @@ func scanReview(body []byte) (r review[inject.View], err error) {
 	if err == nil {
 		err = s.End()
 	}
-	return r, err
+	return r, object, err
 }
 
-func scanRequest(s *jsonscan.Scanner, r *request[inject.View]) error {
-	return s.Object(func(name []byte) (err error) {
+func scanRequest(s *jsonscan.Scanner, r *request[inject.View], body []byte, whole bool) (object []byte, err error) {
+	err = s.Object(func(name []byte) (err error) {
 		switch string(name) {
 		case "uid":
 			r.UID, err = s.String()
@@ -162,16 +169,23 @@ func scanRequest(s *jsonscan.Scanner, r *request[inject.View]) error {
 			}
 		case "object":
 			if s.Null() {
-				r.Object = nil
+				r.Object, object = nil, nil
 				return nil
 			}
 			r.Object = &inject.View{}
-			err = r.Object.Scan(s)
+			begin := s.Offset()
+			if whole {
+				err = s.Skip()
+			} else {
+				err = r.Object.Scan(s)
+			}
+			object = body[begin:s.Offset()]
 		default:
 			err = s.Skip()
 		}
 		return err
 	})
+	return object, err
 }
 
 // podsResource is how an API server writes it.

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
 )
@@ -41,6 +43,11 @@ const (
 	// writeTimeout is how long a peer may take to read the answer.
 	writeTimeout = 5 * time.Second
 	waitTimeout  = 3 * time.Second
+	// templateTime is how long an operator's templates may run for one pod, by default. Istio's take a millisecond.
+	templateTime = 2 * time.Second
+	// templateTurns is for how many pods templates run at the same time, for each processor: what they make in memory is not bounded
+	// by the size of requests.
+	templateTurns = 2
 )
 
 // Config is what a Handler needs.
@@ -49,6 +56,8 @@ type Config struct {
 	Config     func() *inject.Config
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
+	// TemplateTime is how long an operator's templates may run for one pod; 0 is two seconds.
+	TemplateTime time.Duration
 }
 
 // Handler serves the webhooks. It is an http.Handler for the paths /inject and /inject/cluster/CLUSTER/net/NETWORK.
@@ -56,6 +65,7 @@ type Handler struct {
 	config  Config
 	metrics *metrics
 	bytes   *semaphore.Weighted
+	turns   *semaphore.Weighted // of templates
 	mux     *http.ServeMux
 }
 
@@ -64,11 +74,15 @@ func New(c Config) (*Handler, error) {
 	if c.Config == nil || c.Registerer == nil || c.Log == nil {
 		return nil, errors.New("make webhook: Config, Registerer and Log must be set")
 	}
+	if c.TemplateTime == 0 {
+		c.TemplateTime = templateTime
+	}
 	m, err := newMetrics(c.Registerer)
 	if err != nil {
 		return nil, err
 	}
-	h := &Handler{config: c, metrics: m, bytes: semaphore.NewWeighted(maxInFlight), mux: http.NewServeMux()}
+	h := &Handler{config: c, metrics: m, bytes: semaphore.NewWeighted(maxInFlight),
+		turns: semaphore.NewWeighted(int64(templateTurns * runtime.GOMAXPROCS(0))), mux: http.NewServeMux()}
 	h.mux.HandleFunc("POST /inject", h.serveInject)
 	h.mux.HandleFunc("POST /inject/cluster/{cluster}", h.serveInject)
 	h.mux.HandleFunc("POST /inject/cluster/{cluster}/net/{network}", h.serveInject)
@@ -83,7 +97,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.Serv
 func (h *Handler) serveInject(w http.ResponseWriter, r *http.Request) {
 	h.metrics.requests.Inc()
 	h.serve(w, r, func(body []byte) ([]byte, int, error) {
-		return h.contain(body, r.PathValue("cluster"), r.PathValue("network"))
+		return h.contain(r.Context(), body, r.PathValue("cluster"), r.PathValue("network"))
 	})
 }
 
@@ -145,7 +159,7 @@ func readBody(w http.ResponseWriter, r *http.Request) (body []byte, status int, 
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
 	var b bytes.Buffer
 	if r.ContentLength > 0 {
-		b.Grow(int(min(r.ContentLength, 64<<10)) + bytes.MinRead)
+		b.Grow(int(r.ContentLength) + bytes.MinRead) // which admit has let in
 	}
 	if _, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
 		var tooLarge *http.MaxBytesError
@@ -162,10 +176,10 @@ func readBody(w http.ResponseWriter, r *http.Request) (body []byte, status int, 
 }
 
 // contain answers, and measures it.
-func (h *Handler) contain(body []byte, cluster, network string) (answer []byte, status int, err error) {
+func (h *Handler) contain(ctx context.Context, body []byte, cluster, network string) (answer []byte, status int, err error) {
 	start := time.Now()
 	defer func() { h.metrics.seconds.Observe(time.Since(start).Seconds()) }()
-	return h.guard(func() ([]byte, int, error) { return h.answer(body, cluster, network) })
+	return h.guard(func() ([]byte, int, error) { return h.answer(ctx, body, cluster, network) })
 }
 
 // guard turns a panic into an error of this one request.
@@ -190,7 +204,7 @@ var patchBuffers sync.Pool
 const maxPatchBuffer = 64 << 10
 
 // answer is the whole of injection, from bytes to bytes.
-func (h *Handler) answer(body []byte, cluster, network string) (out []byte, status int, err error) {
+func (h *Handler) answer(ctx context.Context, body []byte, cluster, network string) (out []byte, status int, err error) {
 	for _, name := range []string{cluster, network} {
 		if name != "" && !inject.IsClusterName(name) {
 			return nil, http.StatusBadRequest, fmt.Errorf("%q in the path is no name of a cluster or network", short(name))
@@ -202,10 +216,14 @@ func (h *Handler) answer(body []byte, cluster, network string) (out []byte, stat
 		return nil, http.StatusBadRequest, err
 	}
 	var r *response
-	if err != nil {
+	switch {
+	case err != nil:
 		r = h.denied(http.StatusBadRequest, metav1.StatusReasonBadRequest, err)
-	} else {
-		r = h.review(cfg, pod, cluster, network)
+	case cfg == nil:
+		r = h.denied(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable,
+			errors.New(noConfiguration))
+	default:
+		r = h.review(ctx, cfg.ForCluster(cluster, network), pod)
 	}
 	r.UID = asked.uid
 	room := base64.StdEncoding.EncodedLen(len(r.Patch)) + 512
@@ -216,13 +234,8 @@ func (h *Handler) answer(body []byte, cluster, network string) (out []byte, stat
 	return out, http.StatusOK, nil
 }
 
-// review decides about a pod and patches it; cfg is nil while there is no configuration.
-func (h *Handler) review(cfg *inject.Config, pod *corev1.Pod, cluster, network string) *response {
-	if cfg == nil {
-		return h.denied(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable,
-			errors.New(noConfiguration))
-	}
-	cfg = cfg.ForCluster(cluster, network)
+// review decides about a pod and patches it.
+func (h *Handler) review(ctx context.Context, cfg *inject.Config, pod *corev1.Pod) *response {
 	verdict := inject.Decide(pod, cfg)
 	var warnings []string
 	if verdict.Warning != "" {
@@ -231,7 +244,10 @@ func (h *Handler) review(cfg *inject.Config, pod *corev1.Pod, cluster, network s
 	if !verdict.Inject && verdict.Reason != inject.AlreadyInjected {
 		return h.skipped(pod, verdict, warnings)
 	}
-	after, problems, err := inject.Pod(pod, cfg)
+	after, problems, err := h.inject(ctx, cfg, pod)
+	if errors.Is(err, errNoTurn) {
+		return h.denied(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, err)
+	}
 	if err != nil {
 		return h.denied(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, err)
 	}
@@ -248,6 +264,25 @@ func (h *Handler) review(cfg *inject.Config, pod *corev1.Pod, cluster, network s
 	h.config.Log.Debug("pod injected", "namespace", pod.Namespace, "pod", nameOf(pod), "reason", verdict.Reason, "warnings", len(warnings))
 	return &response{Allowed: true, Patch: patch, PatchType: "JSONPatch", Warnings: warnings,
 		AuditAnnotations: map[string]string{"injection": string(verdict.Reason)}}
+}
+
+// errNoTurn says that the pods before take too long.
+var errNoTurn = errors.New("the templates of other pods take all the time that there is: try again, and look whether a template of the ConfigMap istio-sidecar-injector loops")
+
+// inject is inject.Pod. Templates of an operator's get a time limit, and run for few pods at once.
+func (h *Handler) inject(ctx context.Context, cfg *inject.Config, pod *corev1.Pod) (*corev1.Pod, []diag.Problem, error) {
+	if !cfg.NeedsWhole(pod) {
+		return inject.Pod(pod, cfg)
+	}
+	wait, cancel := context.WithTimeout(ctx, waitTimeout)
+	defer cancel()
+	if h.turns.Acquire(wait, 1) != nil {
+		return nil, nil, errNoTurn
+	}
+	defer h.turns.Release(1)
+	ctx, cancel = context.WithTimeoutCause(ctx, h.config.TemplateTime, fmt.Errorf("it ran for %s and has not ended: does it loop?", h.config.TemplateTime))
+	defer cancel()
+	return inject.Pod(pod, cfg.Until(func() error { return context.Cause(ctx) }))
 }
 
 // skipped lets a pod through as it is. Where the pod asks for a sidecar and gets none, its creator and the log hear of it.

@@ -9,9 +9,12 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	goruntime "runtime"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
@@ -498,4 +501,99 @@ func TestWhoDoesNotReadHoldsUpNobody(t *testing.T) {
 	}
 	close(forever)
 	group.Wait()
+}
+
+// serveTemplate is serve with one template of an operator's that pods take.
+func serveTemplate(t *testing.T, text string, limit time.Duration) *webhook.Handler {
+	t.Helper()
+	settings := inject.Default("")
+	settings.Injector.Templates = map[string]string{"mine": text}
+	settings.Injector.DefaultTemplates = []string{"mine"}
+	cfg, problems := settings.Compile()
+	if cfg == nil {
+		t.Fatal(problems)
+	}
+	h, err := webhook.New(webhook.Config{Config: func() *inject.Config { return cfg }, Registerer: prometheus.NewPedanticRegistry(),
+		Log: slog.New(slog.DiscardHandler), TemplateTime: limit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// TestTemplateTime: a template that runs too long for a pod ends, and the pod's creator hears which template it was.
+func TestTemplateTime(t *testing.T) {
+	for limit, want := range map[time.Duration]string{
+		0:               "",
+		time.Nanosecond: `Pod/shop/web: template "mine": it ran for 1ns and has not ended: does it loop? (mend config.templates.mine in ConfigMap/istio-system/istio-sidecar-injector)`,
+	} {
+		h := serveTemplate(t, `metadata: {annotations: {n: "{{ range until 500 }}{{ . }}{{ end }}"}}`, limit)
+		r := httptest.NewRequest(http.MethodPost, "/inject", bytes.NewReader(request(t, "metadata: {name: web}\nspec: {containers: [{name: a}]}")))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		var answer admissionv1.AdmissionReview
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer.Response == nil {
+			t.Fatalf("status %d: %s", w.Code, w.Body)
+		}
+		got := ""
+		if answer.Response.Result != nil {
+			got = answer.Response.Result.Message
+		}
+		if answer.Response.Allowed != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("with a limit of %s: allowed %v, message %q, want %q", limit, answer.Response.Allowed, got, want)
+		}
+	}
+}
+
+// TestMemoryIsFlat: five hundred requests of 2 MiB at once, 1 GiB in all, are answered or turned away in a small part of that.
+func TestMemoryIsFlat(t *testing.T) {
+	h, err := webhook.New(webhook.Config{Config: defaults(t), Registerer: prometheus.NewPedanticRegistry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := request(t, "metadata: {name: web, annotations: {a: "+strings.Repeat("a", 2<<20)+"}}\nspec: {containers: [{name: a}]}")
+	peak := peakHeap(t, func() {
+		var group sync.WaitGroup
+		for range 500 {
+			group.Go(func() {
+				r := httptest.NewRequest(http.MethodPost, "/inject", bytes.NewReader(body))
+				r.Header.Set("Content-Type", "application/json")
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				if w.Code != http.StatusOK && w.Code != http.StatusServiceUnavailable {
+					t.Errorf("status %d: %s", w.Code, w.Body)
+				}
+			})
+		}
+		group.Wait()
+	})
+	t.Logf("the heap's peak is %d MiB", peak>>20)
+	if peak > 512<<20 {
+		t.Errorf("the heap's peak is %d MiB for 64 MiB of requests in flight", peak>>20)
+	}
+}
+
+// peakHeap is the most memory of the heap while f runs, as the garbage collector sees it.
+func peakHeap(t *testing.T, f func()) uint64 {
+	t.Helper()
+	goruntime.GC()
+	done, ended := make(chan struct{}), make(chan uint64)
+	go func() {
+		var most uint64
+		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+		for {
+			metrics.Read(sample)
+			most = max(most, sample[0].Value.Uint64())
+			select {
+			case <-done:
+				ended <- most
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	f()
+	close(done)
+	return <-ended
 }
