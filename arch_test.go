@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"xds":           {"mesh", "ref", "scope", "xds/envoy"},
 	"xds/envoy":     {"mesh", "ref", "scope"},
 	"ads/session":   {"ref", "xds"},
-	"ads":           {"ads/session", "diag", "mesh", "ref", "scope", "xds"},
+	"ads":           {"ads/session", "diag", "mesh", "pki", "ref", "scope", "trust", "xds"},
 	"kube":          {"diag", "index", "ref"},
 	"jsonscan":      {},
 	"inject":        {"diag", "jsonscan", "ref", "version"},
@@ -43,17 +43,18 @@ var mayImport = map[string][]string{
 	"probe":         {"diag", "inject", "probe/verdict", "ref"},
 	"admission":     {"diag", "probe/verdict", "ref"},
 	"pki":           {},
-	"ca":            {"diag", "pki", "ref"},
-	"reconcile":     {"admission", "diag", "ref"},
+	"trust":         {"diag", "pki", "ref"},
+	"ca":            {"diag", "pki", "ref", "trust"},
+	"reconcile":     {"admission", "diag", "ref", "trust"},
 	"readiness":     {},
 	"intercept":     {},
-	"agent":         {"pki", "readiness", "version", "xds/envoy"},
+	"agent":         {"pki", "readiness", "trust", "version", "xds/envoy"},
 	"install":       {"diag", "inject", "probe/verdict", "ref", "restart", "version"},
-	"cli":           {"diag", "inject", "install", "ref", "version"},
+	"cli":           {"diag", "inject", "install", "ref", "trust", "version"},
 }
 
 // pure are the packages that do no I/O and read no clock: what they return depends on what they are given.
-var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "readiness", "jsonscan", "probe/verdict"}
+var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "probe/verdict"}
 
 // impure are imports that a pure package cannot have.
 var impure = []string{"os", "os/exec", "net/http", "log", "log/slog", "google.golang.org/grpc", "k8s.io/client-go"}

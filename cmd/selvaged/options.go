@@ -5,11 +5,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/pki"
 )
 
 // options are the flags of selvaged. Each is also an environment variable: --xds-addr is SELVAGE_XDS_ADDR.
@@ -23,8 +25,21 @@ type options struct {
 	httpAddr     string
 	clusterID    string
 	trustDomain  string
+	caKey        keyKind
 	logLevel     string
 	probeAll     bool
+}
+
+// keyKind is pki.KeyKind as a flag.
+type keyKind struct{ pki.KeyKind }
+
+func (k *keyKind) Set(s string) (err error) { k.KeyKind, err = pki.ParseKeyKind(s); return err }
+func (k *keyKind) Type() string             { return "kind" }
+func (k *keyKind) String() string {
+	if k.KeyKind == pki.ECDSA {
+		return "ecdsa"
+	}
+	return strconv.Itoa(int(k.KeyKind))
 }
 
 func (o *options) register(cmd *cobra.Command) {
@@ -39,6 +54,7 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.clusterID, "cluster-id", inject.DefaultCluster, "name of this cluster: of pods whose injection names none, and of the tokens that are taken")
 	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain of the workloads' identities")
 	f.BoolVar(&o.probeAll, "probe-all", false, "prove by dry runs that the webhooks of every revision work, not only this one's")
+	f.Var(&o.caKey, "ca-key", "key of a self-signed root and of the control plane's own certificates: ecdsa (P-256), rsa (2048), or bits of RSA")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -27,6 +28,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/podwatch"
 	"github.com/selvage-mesh/selvage/internal/reconcile"
 	"github.com/selvage-mesh/selvage/internal/translate"
+	"github.com/selvage-mesh/selvage/internal/trust"
 	"github.com/selvage-mesh/selvage/internal/version"
 	"github.com/selvage-mesh/selvage/internal/webhook"
 )
@@ -50,14 +52,18 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
+	recorder, stopEvents := newRecorder(client, o)
+	defer stopEvents()
+	var proxies *ads.Server
 	authority, err := ca.New(ca.Config{
 		Kubernetes: client, Namespace: o.namespace, TrustDomain: o.trustDomain, ClusterID: o.clusterID, Revision: o.revision,
-		ExtraNames: o.extraNames(), Registerer: metrics, Log: log,
+		ExtraNames: o.extraNames(), Key: o.caKey.KeyKind, Workloads: func() []trust.Certificate { return proxies.Certificates() },
+		Events: recorder, Registerer: metrics, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	proxies, err := ads.New(ads.Config{
+	proxies, err = ads.New(ads.Config{
 		Authenticate: func(ctx context.Context) (string, string, error) {
 			id, err := authority.Authenticate(ctx)
 			return id.Namespace, id.ServiceAccount, err
@@ -71,6 +77,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	found := problemLog{log: log}
 	cluster, err := kube.New(kube.Config{
 		Kubernetes: client, Istio: istio, Namespace: o.namespace, Revision: o.revision, TrustDomain: o.trustDomain, Log: log,
+		OnGone: func(uid types.UID) { authority.Gone(string(uid)) },
 		OnSnapshot: func(s *index.Snapshot) {
 			next, problems := translate.Model(model, s)
 			found.report(problems)
@@ -83,8 +90,6 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	recorder, stopEvents := newRecorder(client, o)
-	defer stopEvents()
 	injection, err := newInjection(client, o, recorder, metrics, log)
 	if err != nil {
 		return err
@@ -116,6 +121,14 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	rotation, err := ca.NewRotation(ca.RotationConfig{Authority: authority, Namespaces: roots.Count, Registerer: metrics})
+	if err != nil {
+		return err
+	}
+	reporter, err := ca.NewReporter(ca.ReporterConfig{Authority: authority, Replica: replica, Proxies: proxies.Trust})
+	if err != nil {
+		return err
+	}
 	authorizer, err := ca.NewAuthorizer(client, o.namespace, metrics)
 	if err != nil {
 		return err
@@ -128,6 +141,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error { return authority.Run(ctx) })
+	work.Go(func() error { return reporter.Run(ctx) })
 	work.Go(func() error { return injection.run(ctx) })
 	work.Go(func() error { return cluster.Run(ctx) })
 	work.Go(func() error { return proxies.Run(ctx) })
@@ -145,7 +159,12 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		work.Go(func() error { return self.run(ctx) })
 		return work.Wait()
 	})
-	lead("selvage-roots", roots.Run)
+	lead("selvage-roots", func(ctx context.Context) error {
+		work, ctx := errgroup.WithContext(ctx)
+		work.Go(func() error { return roots.Run(ctx) })
+		work.Go(func() error { return rotation.Run(ctx) })
+		return work.Wait()
+	})
 	err = work.Wait()
 	log.Info("stopped")
 	return err

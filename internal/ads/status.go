@@ -21,6 +21,7 @@ type ProxyStatus struct {
 	ServiceAccount string                `json:"serviceAccount"`
 	ConnectedAt    time.Time             `json:"connectedAt"` // UTC, whole seconds
 	EnvoyVersion   string                `json:"envoyVersion,omitempty"`
+	Certificate    *CertificateStatus    `json:"certificate,omitempty"`
 	Types          map[string]TypeStatus `json:"types"` // CDS, EDS, LDS, RDS
 }
 
@@ -36,18 +37,7 @@ type TypeStatus struct {
 // Proxies describes the connected proxies, sorted by namespace and pod. Of a proxy that has several streams, as for a moment
 // after a broken connection, the newest counts.
 func (s *Server) Proxies() []ProxyStatus {
-	s.mu.Lock()
-	streams := make([]*stream, 0, len(s.streams))
-	for st := range s.streams {
-		streams = append(streams, st)
-	}
-	s.mu.Unlock()
-	newest := make(map[string]*stream, len(streams))
-	for _, st := range streams {
-		if other := newest[st.proxy.ID]; other == nil || other.connected.Before(st.connected) {
-			newest[st.proxy.ID] = st
-		}
-	}
+	newest := s.newest()
 	list := make([]ProxyStatus, 0, len(newest))
 	for _, st := range newest {
 		list = append(list, st.status())
@@ -58,6 +48,19 @@ func (s *Server) Proxies() []ProxyStatus {
 	return list
 }
 
+// newest gives the streams by proxy.
+func (s *Server) newest() map[string]*stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	newest := make(map[string]*stream, len(s.streams))
+	for st := range s.streams {
+		if other := newest[st.proxy.ID]; other == nil || other.connected.Before(st.connected) {
+			newest[st.proxy.ID] = st
+		}
+	}
+	return newest
+}
+
 func (st *stream) status() ProxyStatus {
 	p := ProxyStatus{
 		ID: st.proxy.ID, Namespace: st.proxy.Namespace, Pod: st.proxy.Name, ServiceAccount: st.proxy.ServiceAccount,
@@ -66,6 +69,7 @@ func (st *stream) status() ProxyStatus {
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	p.Certificate = st.certificate()
 	for k := range session.Unknown {
 		t := st.session.Status(k)
 		p.Types[strings.ToUpper(k.String())] = TypeStatus{State: t.State, SentVersion: t.Sent, AckedVersion: t.Acked, LastError: t.Error,

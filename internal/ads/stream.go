@@ -76,8 +76,9 @@ type stream struct {
 	lost     chan error // from the receiver, buffered
 	written  chan error // from the writer, buffered
 
-	mu      sync.Mutex // the session is also read for Proxies
+	mu      sync.Mutex // what it guards is also read for Proxies
 	session *session.Session
+	shown   shown
 
 	state  *state // the newest that was seen
 	view   *view  // what the session was given
@@ -109,6 +110,8 @@ func (s *Server) serve(rpc grpc.ServerStream, v session.Variant, receive func() 
 	if err != nil {
 		return s.refuse(st, err)
 	}
+	st.shown = handshake(ctx)
+	st.invite()
 	scoped, err := st.await(ctx)
 	if err != nil {
 		return s.refuse(st, err)
@@ -192,6 +195,9 @@ func (st *stream) run(ctx context.Context, first request) error {
 
 // take feeds one request to the session.
 func (st *stream) take(r request) error {
+	if st.report(r) {
+		return nil
+	}
 	st.mu.Lock()
 	var out session.Outcome
 	var err error

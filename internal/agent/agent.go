@@ -63,13 +63,13 @@ func New(c Config) (*Agent, error) {
 	}
 	authority := &identity.Authority{Target: ca, ClusterID: c.ClusterID, Lifetime: c.CertificateLifetime}
 	a.identity, err = identity.New(identity.Config{
-		Identity: c.identity(), Sign: authority.Sign, RootFile: c.Paths.Root, GraceRatio: c.GraceRatio, Log: c.Log,
+		Identity: c.identity(), Sign: authority.Sign, RootFile: c.Paths.Root, GraceRatio: c.GraceRatio, Key: c.Key, Log: c.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.sds = sds.New(sds.Config{Current: a.identity.Current, Log: c.Log})
-	a.relay = relay.New(relay.Config{Target: target, Wait: a.identity.Tried(), WaitAtMost: certificateWait, Log: c.Log})
+	a.relay = relay.New(relay.Config{Target: target, Wait: a.identity.Tried(), WaitAtMost: certificateWait, Report: a.trusted, Log: c.Log})
 	args, err := c.envoyArgs()
 	if err != nil {
 		return nil, err

@@ -40,6 +40,8 @@ type Config struct {
 	// renewal; 0 is a half.
 	CertificateLifetime time.Duration
 	GraceRatio          float64
+	// Key is the kind of the workload's key (WORKLOAD_RSA_KEY_SIZE, in bits, for RSA); ECDSA P-256.
+	Key pki.KeyKind
 
 	Probes status.Probes
 	Scrape []status.Scrape
@@ -170,6 +172,7 @@ func read(r *reader) (Config, error) {
 		}
 		return nil
 	})
+	r.parse("WORKLOAD_RSA_KEY_SIZE", false, func(s string) (err error) { c.Key, err = pki.ParseKeyKind(s); return err })
 	c.Domain = c.Pod.Namespace + ".svc.cluster.local"
 	r.parse("INSTANCE_IP", true, func(s string) (err error) {
 		if c.Pod.IP, err = netip.ParseAddr(s); err != nil {

@@ -61,17 +61,6 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// must ends the test on an error and gives the value else.
-func must[V any](value V, err error) func(testing.TB) V {
-	return func(t testing.TB) V {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return value
-	}
-}
-
 // controlPlane is a client with exactly the rights that this package needs.
 func (c *cluster) controlPlane() kubernetes.Interface {
 	c.Helper()
@@ -82,7 +71,8 @@ func (c *cluster) controlPlane() kubernetes.Interface {
 	}}
 	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: c.namespace}, Rules: []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"create"}},
-		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{secretName}, Verbs: []string{"get", "list", "watch"}},
+		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{secretName, pluggedName, rotationName},
+			Verbs: []string{"get", "list", "watch", "update", "delete"}},
 	}}
 	rbac := c.admin.RbacV1()
 	must(rbac.ClusterRoles().Create(c.Context(), clusterRole, metav1.CreateOptions{}))(c)

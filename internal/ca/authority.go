@@ -7,12 +7,13 @@
 package ca
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,8 @@ import (
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/pki"
+	"github.com/selvage-mesh/selvage/internal/ref"
+	"github.com/selvage-mesh/selvage/internal/trust"
 )
 
 // Config says whose authority this is. Only Kubernetes, TrustDomain and Log are needed; a zero value elsewhere is the default
@@ -44,6 +47,13 @@ type Config struct {
 	// share an identity, so a burst covers a restart of a big one.
 	CertificatesPerSecond float64
 	CertificateBurst      int
+
+	// Key is of the self-signed root and of serving certificates; ECDSA.
+	Key pki.KeyKind
+
+	Events Events // nil: nothing is told by Events
+	// Workloads gives the certificates of the proxies that are connected, so that those that end are told; nil for none.
+	Workloads func() []trust.Certificate
 
 	Registerer prometheus.Registerer // nil: metrics are kept but not shown
 	Log        *slog.Logger
@@ -79,16 +89,23 @@ type Authority struct {
 	serving serving
 
 	root atomic.Pointer[root]
+	told map[ref.Ref]diag.Severity // which ends of certificates were told; Run's alone
 
-	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when root changes
-	problem *diag.Problem // what keeps the Secret from being used, nil when nothing does
+	mu         sync.Mutex
+	changed    chan struct{}            // closed and replaced when root changes
+	problems   map[string]*diag.Problem // what keeps a Secret from being used, by its name
+	state      state
+	stated     chan struct{} // closed and replaced when state changes
+	selfSigned *pki.Issuer   // the self-signed root that was read last
+	plugged    bool          // what signs came from Secret cacerts
 }
 
-// root is one root with what is derived from it. Immutable.
+// root is who signs, with what is derived from it. Immutable.
 type root struct {
 	issuer *pki.Issuer
-	tls    *tls.Config // of 15012, with client certificates checked against this root
+	hash   string // of what is trusted: pki.BundleHash
+	stage  trust.Stage
+	tls    *tls.Config // of 15012, with client certificates checked against the roots
 }
 
 // New checks the configuration and gives an authority that does nothing yet.
@@ -104,9 +121,9 @@ func New(config Config) (*Authority, error) {
 		return nil, fmt.Errorf("configure CA: the default lifetime of a certificate, %s, is above the longest allowed, %s",
 			config.WorkloadLifetime, config.MaxWorkloadLifetime)
 	}
-	a := &Authority{config: config, log: config.Log, changed: make(chan struct{})}
+	a := &Authority{config: config, log: config.Log, changed: make(chan struct{}), stated: make(chan struct{}), problems: map[string]*diag.Problem{}}
 	var err error
-	if a.metrics, err = newMetrics(config.Registerer, a.rootExpiry); err != nil {
+	if a.metrics, err = newMetrics(config.Registerer, a); err != nil {
 		return nil, fmt.Errorf("configure CA: register metrics: %w", err)
 	}
 	a.tokens = newReviewer(config.Kubernetes, tokenAudience, a.metrics.reviews)
@@ -127,21 +144,23 @@ func (a *Authority) current() (*root, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.problem != nil {
-		return nil, problemError{*a.problem}
+	for _, name := range []string{pluggedName, secretName, rotationName} {
+		if p := a.problems[name]; p != nil {
+			return nil, problemError{*p}
+		}
 	}
 	return nil, fmt.Errorf("the root in Secret %s/%s is not loaded yet", a.config.Namespace, secretName)
 }
 
-// Problems is what is wrong with the root's Secret now. There may be problems while Ready is nil: a Secret that was broken
-// later does not stop an authority that holds a good root.
-func (a *Authority) Problems() []diag.Problem {
+// Problems is what is wrong with the Secrets of the CA and with the certificates in them now. There may be problems while Ready is
+// nil: a Secret that was broken later does not stop an authority that holds a good one.
+func (a *Authority) Problems() (list []diag.Problem) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.problem == nil {
-		return nil
+	for _, name := range slices.Sorted(maps.Keys(a.problems)) {
+		list = append(list, *a.problems[name])
 	}
-	return []diag.Problem{*a.problem}
+	a.mu.Unlock()
+	return append(list, trust.Expiring(a.certificates(), time.Now())...)
 }
 
 // RootPEM is what every peer of the mesh must trust, in PEM; nil before the root is loaded. Callers must not change it.
@@ -160,82 +179,56 @@ func (a *Authority) Roots() (rootPEM []byte, changed <-chan struct{}) {
 	return rootPEM, a.changed
 }
 
-// adopt makes issuer the root to sign with, unless it is already.
-func (a *Authority) adopt(issuer *pki.Issuer) {
+// adopt makes issuer the one to sign with, at a stage of a change of the root, unless it is already.
+func (a *Authority) adopt(issuer *pki.Issuer, stage trust.Stage) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	before := a.root.Load()
-	if before != nil && bytes.Equal(before.issuer.RootPEM(), issuer.RootPEM()) {
+	if before != nil && before.stage == stage && before.issuer.Equal(issuer) {
 		return
 	}
-	a.root.Store(&root{issuer: issuer, tls: a.clientVerifyingTLS(issuer)})
+	hash, _ := pki.BundleHash(issuer.RootPEM()) // they were written here
+	a.root.Store(&root{issuer: issuer, hash: hash, stage: stage, tls: a.clientVerifyingTLS(issuer)})
 	close(a.changed)
 	a.changed = make(chan struct{})
 
-	attrs := []any{"subject", issuer.Subject(), "sha256", issuer.Fingerprint(), "notAfter", issuer.NotAfter().UTC()}
+	attrs := []any{"subject", issuer.Subject(), "sha256", issuer.Fingerprint(), "root", rootOf(issuer), "notAfter", issuer.NotAfter().UTC(), "stage", stage}
 	if before == nil {
 		a.log.Info("root certificate loaded", attrs...)
 	} else {
-		a.log.Warn("root certificate replaced: workloads that trust only the former one must be restarted",
-			append(attrs, "former", before.issuer.Fingerprint())...)
+		a.log.Info("authority of the mesh changed", append(attrs, "former", before.issuer.Fingerprint())...)
 	}
-	if left := time.Until(issuer.NotAfter()); left < 30*24*time.Hour {
-		a.log.Warn("root certificate is about to expire", append(attrs, "left", left.Round(time.Minute))...)
-	}
-}
-
-// rootExpiry is when the root ends, the zero time when there is none.
-func (a *Authority) rootExpiry() time.Time {
-	if r := a.root.Load(); r != nil {
-		return r.issuer.NotAfter()
-	}
-	return time.Time{}
-}
-
-// setProblem remembers what is wrong with the Secret, nil for nothing, and logs it when it is new.
-func (a *Authority) setProblem(p *diag.Problem) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	before := a.problem
-	a.problem = p
-	switch {
-	case p != nil && (before == nil || *before != *p):
-		a.log.Error("root Secret cannot be used", "problem", p.String(), "signing", a.root.Load() != nil)
-	case p == nil && before != nil:
-		a.log.Info("root Secret can be used again", "secret", a.config.Namespace+"/"+secretName)
-	}
-}
-
-// problemError is a problem as an error.
-type problemError struct{ diag.Problem }
-
-func (e problemError) Error() string {
-	return fmt.Sprintf("%s: %s; %s", e.Object, e.Detail, e.Hint)
 }
 
 // Run loads the root, or creates it, and follows the Secret until ctx ends. It returns nil then; everything else it retries.
 func (a *Authority) Run(ctx context.Context) error {
-	dirty, stop := a.watchSecret(ctx)
+	dirty, stop := a.watchSecrets(ctx)
 	defer stop()
 	const first, longest = 100 * time.Millisecond, 30 * time.Second
+	look := 10 * time.Minute // at what expires, at the least
 	delay := first
 	for {
-		var retry <-chan time.Time
 		problem := a.sync(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if a.setProblem(problem); problem != nil {
-			retry = time.After(delay)
-			delay = min(2*delay, longest)
-		} else {
+		a.tellExpiring()
+		wait := look
+		if problem == nil {
 			delay = first
+		} else {
+			wait = delay
+			delay = min(2*delay, longest)
 		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-dirty:
-		case <-retry:
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return nil
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	kubetesting "k8s.io/client-go/testing"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/pki"
 )
 
 var secrets = schema.GroupResource{Resource: "secrets"}
@@ -105,7 +106,7 @@ func TestProblemsSayWhoMustDoWhat(t *testing.T) {
 		err  error
 		says string
 	}{
-		"forbidden":   {apierrors.NewForbidden(secrets, secretName, errors.New("no")), "let the control plane get, list, watch and create Secrets"},
+		"forbidden":   {apierrors.NewForbidden(secrets, secretName, errors.New("no")), "let the control plane get, list, watch, create and update Secrets"},
 		"unreachable": {errors.New("connection refused"), "tried again"},
 	} {
 		client := fake.NewClientset()
@@ -130,29 +131,29 @@ func run(t *testing.T, a *Authority) {
 	synctest.Wait()
 }
 
-func TestReplacedSecretIsTakenOver(t *testing.T) {
+func TestReplacedSecretIsTrustedBeforeItSigns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset(rootSecret(t, time.Now()))
+		former := rootSecret(t, time.Now())
+		client := versioned(fake.NewClientset(former))
 		a := newAuthority(t, client, nil)
 		run(t, a)
 		before, changed := a.Roots()
 		if before == nil || a.Ready() != nil {
 			t.Fatalf("not ready: %v", a.Ready())
 		}
-		serving, err := a.GetCertificate(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
 		next := rootSecret(t, time.Now().Add(time.Second))
 		if _, err := client.CoreV1().Secrets("istio-system").Update(t.Context(), next, metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		<-changed
-		if !bytes.Equal(a.RootPEM(), next.Data[certKey]) {
-			t.Error("the new root is not in force")
+		synctest.Wait()
+		if !bytes.Equal(a.RootPEM(), append(bytes.Clone(former.Data[certKey]), next.Data[certKey]...)) {
+			t.Error("the new root is not trusted beside the former one")
 		}
-		if again, err := a.GetCertificate(nil); err != nil || again == serving {
-			t.Errorf("the former root's serving certificate is still used (%v)", err)
+		serving, err := a.GetCertificate(nil)
+		if err != nil || !bytes.Equal(serving.Leaf.RawIssuer, a.root.Load().issuer.Certificate().RawSubject) ||
+			!bytes.Equal(pki.EncodeCertificate(a.root.Load().issuer.Certificate()), former.Data[certKey]) {
+			t.Errorf("it signs before anybody has heard of it (%v)", err)
 		}
 	})
 }

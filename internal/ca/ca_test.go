@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,9 +18,12 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	kubetesting "k8s.io/client-go/testing"
 
 	"github.com/selvage-mesh/selvage/internal/pki"
 )
@@ -118,4 +124,23 @@ func writes(client *fake.Clientset) (n int) {
 		}
 	}
 	return n
+}
+
+// versioned makes a fake clientset keep resourceVersions of Secrets and refuse an update of an older one, as the API server does.
+func versioned(client *fake.Clientset) *fake.Clientset {
+	var last atomic.Int64
+	client.PrependReactor("create", "secrets", func(action kubetesting.Action) (bool, runtime.Object, error) {
+		action.(kubetesting.CreateAction).GetObject().(*corev1.Secret).ResourceVersion = strconv.FormatInt(last.Add(1), 10)
+		return false, nil, nil
+	})
+	client.PrependReactor("update", "secrets", func(action kubetesting.Action) (bool, runtime.Object, error) {
+		s := action.(kubetesting.UpdateAction).GetObject().(*corev1.Secret)
+		now, err := client.Tracker().Get(corev1.SchemeGroupVersion.WithResource("secrets"), s.Namespace, s.Name)
+		if err == nil && s.ResourceVersion != "" && now.(*corev1.Secret).ResourceVersion != s.ResourceVersion {
+			return true, nil, apierrors.NewConflict(corev1.Resource("secrets"), s.Name, errors.New("it is older"))
+		}
+		s.ResourceVersion = strconv.FormatInt(last.Add(1), 10)
+		return false, nil, nil
+	})
+	return client
 }

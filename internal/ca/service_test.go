@@ -35,8 +35,8 @@ func accept(client *fake.Clientset) (asked *int) {
 		*asked++
 		review := action.(kubetesting.CreateAction).GetObject().(*authenticationv1.TokenReview).DeepCopy()
 		review.Status = authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: review.Spec.Audiences, User: authenticationv1.UserInfo{
-			Username: "system:serviceaccount:shop:web",
-			Extra:    map[string]authenticationv1.ExtraValue{extraPodName: {"web-1"}, extraPodUID: {"u-1"}, extraNodeName: {"node-1"}},
+			Username: "system:serviceaccount:shop:web", UID: "a-1",
+			Extra: map[string]authenticationv1.ExtraValue{extraPodName: {"web-1"}, extraPodUID: {"u-1"}, extraNodeName: {"node-1"}},
 		}}
 		return true, review, nil
 	})
@@ -229,6 +229,38 @@ func TestTokenIsReviewedOnceAndNotBelievedForTooLong(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestAReviewGoesWithItsPodAndAccount(t *testing.T) {
+	for name, c := range map[string]struct {
+		gone string
+		asks int
+	}{
+		"its pod": {"u-1", 2}, "its account": {"a-1", 2}, "a watch had a gap": {"", 2}, "another pod": {"u-2", 1},
+	} {
+		a, client := loaded(t, nil)
+		asked := accept(client)
+		ctx := call(t.Context(), nil, jwt("istio-ca", time.Now().Add(time.Hour), ""))
+		_, _ = a.Authenticate(ctx)
+		a.Gone(c.gone)
+		_, _ = a.Authenticate(ctx)
+		if *asked != c.asks {
+			t.Errorf("%s: the API server was asked %d times, want %d", name, *asked, c.asks)
+		}
+	}
+	// The pod goes while its token is reviewed: the verdict is old when it comes.
+	a, client := loaded(t, nil)
+	asked := accept(client)
+	client.PrependReactor("create", "tokenreviews", func(kubetesting.Action) (bool, runtime.Object, error) {
+		a.Gone("u-1")
+		return false, nil, nil
+	})
+	for range 2 {
+		_, _ = a.Authenticate(call(t.Context(), nil, jwt("istio-ca", time.Now().Add(time.Hour), "")))
+	}
+	if *asked != 2 {
+		t.Errorf("the review of a pod that went meanwhile is remembered: asked %d times, want 2", *asked)
 	}
 }
 

@@ -23,8 +23,8 @@ type serving struct {
 // revision, which leads to whichever revision is the default, and the configured ones.
 func (a *Authority) ServingNames() []string {
 	services := []string{"istiod"}
-	if r := a.config.Revision; r != "" && r != "default" {
-		services = append(services, "istiod-"+r)
+	if own := a.serviceName(); own != "istiod" {
+		services = append(services, own)
 	}
 	var names []string
 	for _, s := range services {
@@ -99,4 +99,12 @@ func (a *Authority) ServingTLSConfig() *tls.Config {
 		NextProtos:     []string{"h2", "http/1.1"},
 		GetCertificate: a.GetCertificate,
 	}
+}
+
+// serviceName is that of this revision's Service.
+func (a *Authority) serviceName() string {
+	if r := a.config.Revision; r != "" && r != "default" {
+		return "istiod-" + r
+	}
+	return "istiod"
 }

@@ -43,6 +43,7 @@ type reviewer struct {
 	results    *prometheus.CounterVec
 	accepted   *cache.LRUExpireCache // sha256 of the token → authenticationv1.UserInfo
 	rejected   *cache.LRUExpireCache // sha256 of the token → error
+	owners     owners
 	flight     singleflight.Group
 	open       chan struct{} // holds one element for each open question
 	peers      *peers
@@ -164,7 +165,7 @@ func (r *reviewer) ask(ctx context.Context, from netip.Addr, token string, key [
 			keep = min(keep, time.Until(c.expires))
 		}
 		if keep > 0 {
-			r.accepted.Add(key, s.User, keep)
+			r.owners.remember(s.User, func() { r.accepted.Add(key, s.User, keep) }, func() { r.accepted.Remove(key) })
 		}
 		return s.User, nil
 	}

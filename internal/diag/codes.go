@@ -51,6 +51,11 @@ const (
 	ProbeForbidden Code = "SEL0068"
 	// ProbeFailed marks a probe that told nothing.
 	ProbeFailed Code = "SEL0069"
+
+	// CertificateExpires marks a certificate that has expired or will soon.
+	CertificateExpires Code = "SEL0050"
+	// RotationBlocked marks a change of the root that waits for somebody for long.
+	RotationBlocked Code = "SEL0051"
 )
 
 // The codes of findings that `istioctl analyze` has too, under its number.

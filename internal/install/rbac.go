@@ -31,6 +31,7 @@ var clusterGrants = []grant{
 	{"the mesh's root in every namespace", "core", "configmaps", rootConfig, "get list watch patch update"},
 	{"the mesh's root in a new namespace", "core", "configmaps", "", "create"},
 	{"who is calling: proxies that want a certificate or configuration", "authentication.k8s.io", "tokenreviews", "", "create"},
+	{"whose tokens are worth nothing any more", "core", "serviceaccounts", "", "list watch"},
 	{"may that caller read the debug pages", "authorization.k8s.io", "subjectaccessreviews", "", "create"},
 	{"whose pods have no sidecar", "apps", "replicasets", "", "get"},
 	{"whose pods have no sidecar", "batch", "jobs", "", "get"},
@@ -42,8 +43,11 @@ func (o Options) namespaceGrants() []grant {
 	return []grant{
 		{"mesh and injector configuration", "core", "configmaps", o.Name("istio") + " " + o.Name("istio-sidecar-injector"), "get list watch"},
 		{"say what works and what does not", "core", "configmaps", o.Name(StatusConfigMap), "get list watch patch"},
-		{"the signing key of the mesh", "core", "secrets", rootSecret, "get list watch"},
+		{"the signing key of the mesh", "core", "secrets", rootSecret, "get list watch update"},
+		{"a signing key that somebody else has made", "core", "secrets", pluggedSecret, "get list watch"},
+		{"the former signing key while the root changes", "core", "secrets", rotationName, "get list watch update delete"},
 		{"make the signing key of the mesh", "core", "secrets", "", "create"},
+		{"show how far a change of the root is", "core", "configmaps", rotationName, "get patch"},
 		{"one writer at a time", "coordination.k8s.io", "leases", o.Name(webhooksLease) + " " + rootsLease, "get update"},
 		{"begin to be that writer", "coordination.k8s.io", "leases", "", "create"},
 	}

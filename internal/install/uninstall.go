@@ -19,8 +19,12 @@ const sliceMaker = discoveryv1.LabelManagedBy
 
 // Names of what the control plane itself keeps in the cluster.
 const (
-	rootSecret = "istio-ca-secret"    // the signing key, in Namespace
-	rootConfig = "istio-ca-root-cert" // the root certificate, in every namespace
+	rootSecret = "istio-ca-secret" // the signing key, in Namespace
+	// pluggedSecret is a signing key that somebody else has made.
+	pluggedSecret = "cacerts"
+	// rotationName is the former signing key's Secret while the root changes, and the ConfigMap that shows how far that is.
+	rotationName = "selvage-root-rotation"
+	rootConfig   = "istio-ca-root-cert" // the root certificate, in every namespace
 
 	webhooksLease = "selvage-webhooks" // with -REV: who keeps the webhooks of a revision right
 	rootsLease    = "selvage-roots"    // who distributes the root of all revisions
@@ -283,21 +287,29 @@ func (r *remover) hasResources(ctx context.Context, crd *unstructured.Unstructur
 	return false, nil
 }
 
-// removeRootSecret removes the CA's key only when asked: every certificate in the mesh hangs on it.
+// removeRootSecret removes the CA's key, and the former one of a root that is being changed, only when asked: every certificate in
+// the mesh hangs on them.
 func (r *remover) removeRootSecret(ctx context.Context, purge bool) error {
-	secret, err := r.get(ctx, secrets, Namespace, rootSecret)
-	if err != nil || secret == nil {
-		return err
+	for _, name := range []string{rotationName, rootSecret} {
+		secret, err := r.get(ctx, secrets, Namespace, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case secret == nil:
+			continue
+		case !isOurs(secret):
+			r.out.Kept = append(r.out.Kept, describe(secret)+": Selvage did not make it")
+			continue
+		case !purge:
+			r.out.Kept = append(r.out.Kept, describe(secret)+": the mesh's signing key, so that a new installation trusts the same certificates; --purge removes it")
+			continue
+		}
+		if err := r.drop(ctx, secrets, secret); err != nil {
+			return err
+		}
 	}
-	switch {
-	case !isOurs(secret):
-		r.out.Kept = append(r.out.Kept, describe(secret)+": Selvage did not make it")
-		return nil
-	case !purge:
-		r.out.Kept = append(r.out.Kept, describe(secret)+": the mesh's signing key, so that a new installation trusts the same certificates; --purge removes it")
-		return nil
-	}
-	return r.drop(ctx, secrets, secret)
+	return nil
 }
 
 // injectedPods counts the running pods that have a sidecar of this revision.

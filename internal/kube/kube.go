@@ -12,6 +12,7 @@ import (
 	"time"
 
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
@@ -29,7 +30,9 @@ type Config struct {
 	ClusterDomain string // "" for cluster.local
 	// OnSnapshot is told of every new state, one call after the other. While one runs, changes gather for the next.
 	OnSnapshot func(*index.Snapshot)
-	Log        *slog.Logger // nil for none
+	// OnGone is told of each pod and service account that is gone, and of "" when any may be; nil when nobody wants to know.
+	OnGone func(types.UID)
+	Log    *slog.Logger // nil for none
 
 	// Quiet is how long nothing must change before a snapshot is taken, because one command of a user arrives by several
 	// watches; MaxWait is how long it may take altogether when changes go on. Zero for 10 ms and 200 ms.
@@ -87,6 +90,9 @@ func (c *Cluster) Run(ctx context.Context) error {
 	quiet := klog.NewContext(ctx, klog.Logger{})
 	for _, s := range c.sources {
 		go c.reflector(s).RunWithContext(quiet)
+	}
+	if c.config.OnGone != nil {
+		go c.accounts().RunWithContext(quiet)
 	}
 	var last *index.Snapshot
 	for {

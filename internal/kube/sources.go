@@ -210,11 +210,17 @@ func (k *sink) Add(obj any) error {
 }
 func (k *sink) Update(obj any) error { return k.Add(obj) }
 func (k *sink) Delete(obj any) error {
+	if pod, ok := obj.(*corev1.Pod); ok {
+		k.cluster.gone(pod.UID)
+	}
 	return k.change(func(b *index.Builder) error { return b.Delete(obj) })
 }
 
 // Replace takes in a complete list.
 func (k *sink) Replace(list []any, _ string) error {
+	if k.source.kind == index.Pods {
+		k.cluster.gone("")
+	}
 	return k.change(func(b *index.Builder) error {
 		if err := b.Replace(k.source.kind, list); err != nil {
 			return err

@@ -126,7 +126,7 @@ func TestRootIsReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	verifyChain(t, root, chain)
-	c := root.cert
+	c := root.Certificate()
 	if !c.IsCA || c.MaxPathLen != 0 || !c.MaxPathLenZero || c.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
 		t.Errorf("root: CA %v, path length %d, key usage %v", c.IsCA, c.MaxPathLen, c.KeyUsage)
 	}

@@ -92,13 +92,16 @@ func checkKey(key crypto.PublicKey) error {
 	return fmt.Errorf("key type %T is not allowed: %s", key, allowed)
 }
 
-// NewRequest makes a fresh ECDSA P-256 key and a request for it, both in PEM (PKCS #8 and PKCS #10). The identity is only a
-// hint for people who look at the request: the authority goes by who is asking.
-func NewRequest(id Identity) (keyPEM, requestPEM []byte, err error) {
+// NewRequest makes a fresh ECDSA P-256 key and a request for it: see NewRequestOf.
+func NewRequest(id Identity) (keyPEM, requestPEM []byte, err error) { return NewRequestOf(ECDSA, id) }
+
+// NewRequestOf makes a fresh key and a request for it, both in PEM (PKCS #8 and PKCS #10). The identity is only a hint for an
+// authority that goes by who is asking, as ours does; a signer of Kubernetes goes by the request.
+func NewRequestOf(kind KeyKind, id Identity) (keyPEM, requestPEM []byte, err error) {
 	if err := id.Validate(); err != nil {
 		return nil, nil, fmt.Errorf("make certificate request: %w", err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := kind.generate()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make certificate request: generate key: %w", err)
 	}

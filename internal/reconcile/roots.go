@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,6 +20,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/selvage-mesh/selvage/internal/trust"
 )
 
 const (
@@ -47,7 +51,35 @@ type RootsConfig struct {
 // deleted, rewritten when the root changes. What is right is not written. It owns the one key and two labels; other keys in the
 // ConfigMap stay.
 type Roots struct {
-	config RootsConfig
+	config  RootsConfig
+	running atomic.Pointer[rootLoop] // nil outside of Run
+}
+
+// Count counts the namespaces that have the roots, and names some that have not. Outside of Run, and while the cluster is read,
+// nothing is known.
+func (r *Roots) Count() trust.Count {
+	l := r.running.Load()
+	if l == nil {
+		return trust.Counted(1, []string{"the list of namespaces"})
+	}
+	root, _ := r.config.Roots.Roots()
+	namespaces, _ := l.namespaces.List(labels.Everything()) // a lister of a cache cannot fail
+	total, waiting := 0, []string(nil)
+	for _, ns := range namespaces {
+		if !takesRoots(ns) {
+			continue
+		}
+		total++
+		if cm, err := l.configMaps.ConfigMaps(ns.Name).Get(RootConfigMap); err != nil || !right(cm, root) {
+			waiting = append(waiting, ns.Name)
+		}
+	}
+	return trust.Counted(total, waiting)
+}
+
+// takesRoots reports whether a namespace is to have the roots: it has workloads of the mesh, or may have, and is not on its way out.
+func takesRoots(ns *corev1.Namespace) bool {
+	return !slices.Contains(systemNamespaces, ns.Name) && ns.DeletionTimestamp == nil && ns.Status.Phase != corev1.NamespaceTerminating
 }
 
 // NewRoots gives a reconciler that does nothing yet.
@@ -111,6 +143,13 @@ func (r *Roots) Run(ctx context.Context) error {
 		return nil
 	}
 	namespaces.StartWithContext(ctx)
+	select {
+	case <-namespaceInformer.HasSyncedChecker().Done():
+	case <-ctx.Done():
+		return nil
+	}
+	r.running.Store(l)
+	defer r.running.Store(nil)
 	go followRoots(ctx, r.config.Roots, l.enqueueAll)
 	l.run(ctx, rootWorkers)
 	return nil
@@ -136,7 +175,8 @@ func slimConfigMap(object any) (any, error) {
 	}
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: cm.Name, Namespace: cm.Namespace, UID: cm.UID, ResourceVersion: cm.ResourceVersion, Labels: cm.Labels},
-		Data:       map[string]string{RootKey: cm.Data[RootKey]},
+		// One copy for all namespaces: of thousands nearly all have the same roots.
+		Data: map[string]string{RootKey: unique.Make(cm.Data[RootKey]).Value()},
 	}, nil
 }
 
@@ -150,12 +190,12 @@ func (l *rootLoop) enqueueAll() {
 // repair brings one namespace's ConfigMap to what it should be.
 func (l *rootLoop) repair(ctx context.Context, namespace string) error {
 	root, _ := l.config.Roots.Roots()
-	if len(root) == 0 || slices.Contains(systemNamespaces, namespace) {
+	if len(root) == 0 {
 		return nil // a missing root never empties a ConfigMap
 	}
 	ns, err := l.namespaces.Get(namespace)
-	if err != nil || ns.DeletionTimestamp != nil || ns.Status.Phase == corev1.NamespaceTerminating {
-		return nil //nolint:nilerr // gone, or going
+	if err != nil || !takesRoots(ns) {
+		return nil //nolint:nilerr // gone, or going, or not ours
 	}
 	if cm, err := l.configMaps.ConfigMaps(namespace).Get(RootConfigMap); err == nil && right(cm, root) {
 		return nil

@@ -38,6 +38,7 @@ type Config struct {
 	// GraceRatio is the part of a certificate's life that is left when it is renewed; 0 is 0.5. Istio calls it
 	// SECRET_GRACE_PERIOD_RATIO.
 	GraceRatio float64
+	Key        pki.KeyKind // of the workload's key; ECDSA P-256
 	Log        *slog.Logger
 }
 
@@ -48,6 +49,10 @@ const (
 	retryMax     = 15 * time.Second
 	renewJitter  = 0.05 // of the life: replicas that started together do not renew together
 	minimumRenew = time.Second
+	// preferSpread is over which time certificates are renewed when another root begins to sign, preferRetry how soon it is
+	// tried again when the authority still signed by the former one; each time twice as long.
+	preferSpread = 10 * time.Second
+	preferRetry  = 15 * time.Second
 )
 
 // Source is where the rest of the agent gets the material from.
@@ -60,6 +65,8 @@ type Source struct {
 	failure error         // why the newest attempt failed, nil after a success
 	tried   chan struct{} // closed after the first attempt
 	renew   chan struct{} // asks the loop to renew now
+	prefer  bool          // the roots want a certificate of another root than the present one's; the loop's alone
+	misses  int           // how often that was asked for in vain; the loop's alone
 }
 
 // New checks the configuration and makes a source that has nothing yet.
@@ -119,6 +126,10 @@ func (s *Source) Run(ctx context.Context) error {
 			return nil
 		case <-roots.C:
 			s.readRoots()
+			if s.prefer {
+				s.prefer = false
+				due.Reset(rand.N(preferSpread))
+			}
 			continue
 		case <-s.renew:
 			failures = 0
@@ -174,7 +185,7 @@ func (s *Source) ended(err error) {
 
 // attempt asks once and publishes the answer. It returns when to renew.
 func (s *Source) attempt(ctx context.Context) (time.Duration, error) {
-	key, request, err := pki.NewRequest(s.config.Identity)
+	key, request, err := pki.NewRequestOf(s.config.Key, s.config.Identity)
 	if err != nil {
 		return 0, err
 	}
@@ -201,6 +212,12 @@ func (s *Source) attempt(ctx context.Context) (time.Duration, error) {
 	s.publish(m)
 	life := m.Leaf.NotAfter.Sub(now)
 	wait := renewAfter(life, s.config.GraceRatio, rand.Float64())
+	if m.preferred() {
+		s.misses = 0
+	} else { // another replica of the authority may know of the change later
+		wait = min(wait, preferRetry<<min(s.misses, 16))
+		s.misses++
+	}
 	s.config.Log.Info("workload certificate", "identity", s.config.Identity, "serial", m.Leaf.SerialNumber.Text(16),
 		"expires", m.Leaf.NotAfter, "renewal_in", wait.Round(time.Second))
 	return wait, nil
@@ -212,7 +229,7 @@ func renewAfter(life time.Duration, grace, random float64) time.Duration {
 	return max(time.Duration(float64(life)*min(max(part, 0), 1)), minimumRenew)
 }
 
-// assemble checks that chain and key belong together, and takes the root off the chain's end.
+// assemble checks that chain and key belong together, and takes the roots off the chain's end.
 func assemble(chain [][]byte, keyPEM []byte) (m *Material, rootPEM []byte, err error) {
 	if len(chain) == 0 {
 		return nil, nil, errors.New("the chain is empty")
@@ -221,9 +238,9 @@ func assemble(chain [][]byte, keyPEM []byte) (m *Material, rootPEM []byte, err e
 	if err != nil {
 		return nil, nil, err
 	}
-	if last := certs[len(certs)-1]; len(certs) > 1 && last.IsCA && bytes.Equal(last.RawIssuer, last.RawSubject) {
-		rootPEM = pki.EncodeCertificate(last)
-		certs = certs[:len(certs)-1]
+	for last := len(certs) - 1; last > 0 && certs[last].IsCA && bytes.Equal(certs[last].RawIssuer, certs[last].RawSubject); last-- {
+		rootPEM = append(pki.EncodeCertificate(certs[last]), rootPEM...)
+		certs = certs[:last]
 	}
 	m = &Material{Leaf: certs[0], KeyPEM: keyPEM}
 	for _, c := range certs {
@@ -269,21 +286,38 @@ func (s *Source) readRoots() {
 	if len(m.RootsPEM) > 0 {
 		s.config.Log.Info("the mesh's roots have changed", "file", s.config.RootFile)
 	}
-	if next.Leaf != nil && !next.trusted() {
+	switch {
+	case next.Leaf == nil:
+	case next.Root() == nil:
 		select {
 		case s.renew <- struct{}{}:
 		default:
 		}
+	case !next.preferred():
+		s.prefer, s.misses = true, 0
 	}
 }
 
-// trusted says whether the certificate leads to one of the roots.
-func (m *Material) trusted() bool {
+// Root is the root that the certificate leads to, nil when it is none of the mesh's.
+func (m *Material) Root() *x509.Certificate {
 	roots, rest := x509.NewCertPool(), x509.NewCertPool()
 	roots.AppendCertsFromPEM(m.RootsPEM)
 	rest.AppendCertsFromPEM(m.ChainPEM)
-	_, err := m.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: rest, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	return err == nil
+	chains, err := m.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: rest, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		return nil
+	}
+	return chains[0][len(chains[0])-1]
+}
+
+// preferred reports whether the certificate leads to the first of the roots: while the mesh's root changes, that is the one by which
+// is signed, and those behind it will not be believed for long. Where the roots are not known, any certificate is.
+func (m *Material) preferred() bool {
+	root, certs := m.Root(), []*x509.Certificate(nil)
+	if root != nil {
+		certs, _ = pki.ParseCertificates(m.RootsPEM) // they were read before
+	}
+	return len(certs) == 0 || certs[0].Equal(root)
 }
 
 func (s *Source) publish(m *Material) {

@@ -34,7 +34,10 @@ type Config struct {
 	// that the control plane knows the pod by its certificate from the start. Nil does not wait.
 	Wait       <-chan struct{}
 	WaitAtMost time.Duration
-	Log        *slog.Logger
+	// Report gives what the control plane is to be told of the roots that the proxy trusts (trust.Report), and channels of which one
+	// is closed when there is something newer. Nil tells nothing.
+	Report func() (names []string, renewed, accepted <-chan struct{})
+	Log    *slog.Logger
 }
 
 // Rejection is a push that the proxy refused and that no accepted one of its type has replaced.
@@ -147,12 +150,17 @@ func (r *Relay) pipe(down grpc.ServerStream, method string, f fields) error {
 	if err != nil {
 		return conn.Explain(err)
 	}
+	sending := &sender{ClientStream: up}
 	go func() {
-		if r.toControlPlane(down, up, f) != nil {
+		if r.toControlPlane(down, sending, f) != nil {
 			cancel()
 		}
 	}()
-	return r.toProxy(up, down, conn)
+	return r.toProxy(sending, down, conn, func() {
+		if r.config.Report != nil && reads(up) {
+			go r.tell(ctx, sending, f)
+		}
+	})
 }
 
 // toControlPlane copies requests. An error of up is told by its RecvMsg.
@@ -172,7 +180,8 @@ func (r *Relay) toControlPlane(down grpc.ServerStream, up grpc.ClientStream, f f
 	}
 }
 
-func (r *Relay) toProxy(up grpc.ClientStream, down grpc.ServerStream, conn *upstream.Conn) error {
+// toProxy copies responses. connected is called with the first.
+func (r *Relay) toProxy(up grpc.ClientStream, down grpc.ServerStream, conn *upstream.Conn, connected func()) error {
 	r.mu.Lock()
 	r.waiting++
 	r.mu.Unlock()
@@ -190,6 +199,7 @@ func (r *Relay) toProxy(up grpc.ClientStream, down grpc.ServerStream, conn *upst
 		if streams == &r.waiting {
 			streams = &r.open
 			r.connected(conn.ByToken())
+			connected()
 		}
 		r.mu.Lock()
 		r.counts.Responses++

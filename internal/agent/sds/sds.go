@@ -37,10 +37,11 @@ type Config struct {
 type Server struct {
 	secretv3.UnimplementedSecretDiscoveryServiceServer
 	config Config
+	accepted
 }
 
 // New makes the service.
-func New(c Config) *Server { return &Server{config: c} }
+func New(c Config) *Server { return &Server{config: c, accepted: newAccepted()} }
 
 // Register adds the service to a gRPC server.
 func (s *Server) Register(to grpc.ServiceRegistrar) {
@@ -95,12 +96,15 @@ func inline(data []byte) *corev3.DataSource {
 type request struct {
 	subscribe, unsubscribe []string
 	replace                bool   // subscribe is the whole list (state of the world)
+	nonce                  string // of the answer that this is about; "" for a first request
 	rejected               string // the client's text when it refused what was sent
 }
 
 // stream serves one client. send gets the secrets that the client does not have yet, and the version and nonce of the answer.
 func (s *Server) stream(ctx context.Context, requests <-chan request, send func(list []secret, nonce string) error) error {
 	sent := map[string]string{} // name → version; "" is subscribed and not sent
+	client := s.join()
+	defer s.leave(client)
 	for answers := 1; ; {
 		m, changed := s.config.Current()
 		list, err := secrets(m)
@@ -112,13 +116,15 @@ func (s *Server) stream(ctx context.Context, requests <-chan request, send func(
 			return !subscribed || version == in.version
 		})
 		if len(list) > 0 {
-			if err := send(list, strconv.Itoa(answers)); err != nil {
+			nonce := strconv.Itoa(answers)
+			if err := send(list, nonce); err != nil {
 				return err
 			}
 			answers++
 			for _, in := range list {
 				sent[in.name] = in.version
 			}
+			s.sending(client, nonce, m, list)
 		}
 		select {
 		case <-ctx.Done():
@@ -128,6 +134,7 @@ func (s *Server) stream(ctx context.Context, requests <-chan request, send func(
 				return nil
 			}
 			s.take(r, sent)
+			s.answered(client, r, sent)
 		case <-changed:
 		}
 	}
@@ -163,7 +170,9 @@ func (s *Server) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSecr
 		if err != nil {
 			return request{}, err
 		}
-		return request{subscribe: in.GetResourceNames(), replace: true, rejected: in.GetErrorDetail().GetMessage()}, nil
+		return request{
+			subscribe: in.GetResourceNames(), replace: true, nonce: in.GetResponseNonce(), rejected: in.GetErrorDetail().GetMessage(),
+		}, nil
 	})
 	return s.stream(stream.Context(), requests, func(list []secret, nonce string) error {
 		answer := &discoveryv3.DiscoveryResponse{TypeUrl: SecretType, VersionInfo: nonce, Nonce: nonce}
@@ -183,7 +192,7 @@ func (s *Server) DeltaSecrets(stream secretv3.SecretDiscoveryService_DeltaSecret
 		}
 		return request{
 			subscribe: in.GetResourceNamesSubscribe(), unsubscribe: in.GetResourceNamesUnsubscribe(),
-			rejected: in.GetErrorDetail().GetMessage(),
+			nonce: in.GetResponseNonce(), rejected: in.GetErrorDetail().GetMessage(),
 		}, nil
 	})
 	return s.stream(stream.Context(), requests, func(list []secret, nonce string) error {
