@@ -120,7 +120,7 @@ func (s *podSettings) initArgs() []string {
 // initContainer sets up the interception in the pod's network namespace, or checks what a plugin has set up. To set it up it is root
 // there, with the two capabilities that iptables wants; to check it is the proxy's user, by whose connections the rules can be told.
 func (c *Config) initContainer(s *podSettings) corev1.Container {
-	root, yes, no := int64(0), true, false
+	root, no := int64(0), false
 	out := corev1.Container{
 		Name:            InitContainer,
 		Image:           c.initImageFor(s),
@@ -138,18 +138,7 @@ func (c *Config) initContainer(s *podSettings) corev1.Container {
 		},
 	}
 	if c.cni.enabled {
-		uid, gid := s.uid, s.gid
-		out.Name, out.Args = validationContainer, append(out.Args, "--verify-only")
-		out.SecurityContext = &corev1.SecurityContext{
-			AllowPrivilegeEscalation: &c.privileged,
-			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			Privileged:               &c.privileged,
-			ReadOnlyRootFilesystem:   &yes,
-			RunAsGroup:               &gid,
-			RunAsNonRoot:             &yes,
-			RunAsUser:                &uid,
-			SeccompProfile:           c.seccomp,
-		}
+		out.Name, out.Args, out.SecurityContext = validationContainer, append(out.Args, "--verify-only"), c.proxysUser(s)
 	}
 	return out
 }

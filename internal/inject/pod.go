@@ -129,11 +129,12 @@ func (c *Config) added(s *podSettings) []string {
 	return []string{ProxyContainer}
 }
 
-// outdated reports whether an earlier injection added other containers to a pod than this one would: the mesh has changed its way of
-// interception since, or the sidecar's kind. Such a pod is injected anew; what the user wants changed in the sidecar stays.
+// outdated reports whether an earlier injection of this revision added other containers to a pod than this one would: the mesh has
+// changed its way of interception since, or the sidecar's kind. Such a pod is injected anew; what the user wants changed in the sidecar
+// stays. Another revision's pods are not touched: its control plane may be about to see the pod again.
 func (c *Config) outdated(pod *corev1.Pod, s *podSettings) bool {
 	before := statusOf(pod)
-	if before == nil {
+	if before == nil || before.Revision != c.Revision() {
 		return false
 	}
 	now, apps, rest := c.added(s), 0, *pod

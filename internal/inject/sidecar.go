@@ -78,11 +78,10 @@ func (c *Config) proxyContainer(s *podSettings, env []corev1.EnvVar, native bool
 	return out
 }
 
-// proxySecurity is what PodSecurity `restricted` wants. With TPROXY Envoy binds other hosts' addresses, which takes NET_ADMIN; an
-// ordinary user would not keep it, so it is root then, and the interception knows it by its group.
-func (c *Config) proxySecurity(s *podSettings) *corev1.SecurityContext {
+// proxysUser is the proxy's user with what PodSecurity `restricted` wants.
+func (c *Config) proxysUser(s *podSettings) *corev1.SecurityContext {
 	uid, gid, yes := s.uid, s.gid, true
-	out := &corev1.SecurityContext{
+	return &corev1.SecurityContext{
 		AllowPrivilegeEscalation: &c.privileged,
 		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		Privileged:               &c.privileged,
@@ -92,6 +91,12 @@ func (c *Config) proxySecurity(s *podSettings) *corev1.SecurityContext {
 		RunAsUser:                &uid,
 		SeccompProfile:           c.seccomp,
 	}
+}
+
+// proxySecurity is the proxy's user, but with TPROXY: then Envoy binds other hosts' addresses, which takes NET_ADMIN. An ordinary user
+// would not keep it, so it is root, and the interception knows it by its group.
+func (c *Config) proxySecurity(s *podSettings) *corev1.SecurityContext {
+	out := c.proxysUser(s)
 	if s.mode == meshv1alpha1.ProxyConfig_TPROXY {
 		root, no := int64(0), false
 		out.Capabilities.Add = []corev1.Capability{"NET_ADMIN"}

@@ -39,7 +39,7 @@ func (c *Config) byTemplates(pod *corev1.Pod, list []*podTemplate, w workload, s
 	if err := t.merge(w); err != nil {
 		return nil, t.warnings, err
 	}
-	if t.before != nil && t.sameStatus() || injected(pod) && (t.before == nil || t.forAgent() && t.sameContainers()) {
+	if t.before != nil && t.sameStatus() || injected(pod) && (t.before == nil || t.forAgent() && t.staysAsItIs()) {
 		if sidecarOf(pod) == nil {
 			return pod, t.warnings, nil
 		}
@@ -192,6 +192,11 @@ func (t *templating) sameStatus() bool {
 	b := t.before
 	return t.sameContainers() &&
 		slices.Equal(b.Volumes, t.status.Volumes) && slices.Equal(b.ImagePullSecrets, t.status.ImagePullSecrets) && b.Revision == t.status.Revision
+}
+
+// staysAsItIs is for a template of our agent: what outdated is on the typed path, the other way round.
+func (t *templating) staysAsItIs() bool {
+	return t.before.Revision != t.config.Revision() || t.sameContainers()
 }
 
 // sameContainers reports whether the containers are those of an earlier injection, and there.
