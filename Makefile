@@ -76,7 +76,9 @@ test-unit: ## unit tests: fast, no cluster
 	@$(GO) test -json $$($(GO) list ./... | grep -Ev '/(e2e|acceptance)$$') | $(SUITE) unit
 
 .PHONY: suites
-suites: test-unit test-lab test-api e2e # one after the other: two cores
+suites: # one after the other, as there are two cores, and all of them, whichever fails
+	@failed=; for s in test-unit test-lab test-api e2e; do $(MAKE) $$s || failed="$$failed $$s"; done; \
+		[ -z "$$failed" ] || { echo "make test: failed:$$failed"; exit 1; }
 
 .PHONY: test-lab
 test-lab: # the lab's own tests

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"encoding/json"
@@ -126,7 +127,7 @@ func (s *service) answer(r *http.Request) *hop {
 
 // ask calls the next service.
 func (s *service) ask(ctx context.Context) (*hop, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.config.Next+"/api", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.config.Next+"/api", once{bytes.NewReader(nil)})
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", s.config.Next, err)
 	}

@@ -190,6 +190,9 @@ func execIn(namespace string, args []string) error {
 	}
 	if namespace != "" {
 		if err := netns.Enter(namespace); err != nil {
+			if os.Geteuid() != 0 {
+				return &fault.Fault{Problem: "cannot enter the lab's network", Next: "run it with sudo", Cause: err}
+			}
 			return err
 		}
 	}

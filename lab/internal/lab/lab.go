@@ -135,9 +135,19 @@ func (l *Lab) await(ctx context.Context, name string, limit time.Duration, check
 		}()
 	}
 	const interval = 50 * time.Millisecond
-	if err := kubeapi.Poll(ctx, interval, check); err != nil {
+	err := kubeapi.Poll(ctx, interval, func(ctx context.Context) (bool, error) {
+		ok, err := check(ctx)
+		if full := l.room(); !ok && full != nil {
+			stop(full) // programs do not end for want of room: they wait
+		}
+		return ok, err
+	})
+	if err != nil {
 		if errors.Is(err, context.Canceled) {
 			return err
+		}
+		if f := (*fault.Fault)(nil); errors.As(err, &f) {
+			return f
 		}
 		next := "its log: " + l.shown("logs", name+".log")
 		if _, missing := os.Stat(l.dir.File(filepath.Join("logs", name+".log"))); missing != nil { // no program of ours
@@ -146,6 +156,16 @@ func (l *Lab) await(ctx context.Context, name string, limit time.Duration, check
 		return &fault.Fault{Problem: name + " did not come up", Next: next, Cause: err}
 	}
 	return nil
+}
+
+// room fails when the file system of the lab's folder is full.
+func (l *Lab) room() error {
+	free, err := free(l.dir.Path())
+	if err != nil || free >= 8<<20 {
+		return nil
+	}
+	return fault.New(fmt.Sprintf("make room, or choose another file system with --dir; then %s up", l.Program),
+		"the file system of %s is full: %d KiB are free", Shown(l.dir.Path()), free>>10)
 }
 
 // path is the search path of the lab's programs: administrators' programs are not on every user's.

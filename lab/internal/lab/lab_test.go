@@ -334,6 +334,22 @@ func TestALabThatRunsNeedsNoMoreRoom(t *testing.T) {
 	}
 }
 
+// etcd does not end when the disk fills up while it starts: it waits, and so would its user.
+func TestADiskThatFillsUpIsNamed(t *testing.T) {
+	testneed.Root(t)
+	small := filepath.Join(filepath.Dir(config(t, Level1).Dir), "small")
+	smallDisk(t, small)
+	dir, err := state.Open(small)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Lab{Config: Config{Program: "bin/selvage"}, dir: dir}
+	err = l.await(t.Context(), cluster.Etcd, startLimit, func(context.Context) (bool, error) { return false, errors.New("connection refused") })
+	if err == nil || !strings.Contains(err.Error(), "is full") || !strings.Contains(fault.Next(err), "make room") {
+		t.Errorf("await() = %v\nnext: %s", err, fault.Next(err))
+	}
+}
+
 func TestABrokenRecordDoesNotKeepALabFromEnding(t *testing.T) {
 	cfg := config(t, Level1)
 	dir := up(t, cfg)

@@ -221,6 +221,13 @@ func (l *Lab) abandon(ctx context.Context) error {
 	return l.dir.Update(func(s *state.Lab) { *s = state.Lab{Failed: true} })
 }
 
+// free is how many bytes the file system of a path has left for this user.
+func free(path string) (uint64, error) {
+	var s unix.Statfs_t
+	err := unix.Statfs(path, &s)
+	return s.Bavail * uint64(s.Bsize), err
+}
+
 // prepareDir makes the folder. One that holds other things than a lab is refused: a lab's files are removed by name afterwards.
 func prepareDir(dir *state.Dir) error {
 	shown := Shown(dir.Path())
@@ -237,11 +244,10 @@ func prepareDir(dir *state.Dir) error {
 				"folder %s holds other things than a lab (%s)", shown, e.Name())
 		}
 	}
-	var s unix.Statfs_t
 	const want = 2 << 30
-	if err := unix.Statfs(dir.Path(), &s); err == nil && !dir.Lab().Ready && s.Bavail*uint64(s.Bsize) < want {
+	if free, err := free(dir.Path()); err == nil && !dir.Lab().Ready && free < want {
 		return fault.New("make room, or choose another file system with --dir",
-			"the file system of %s has %d MiB free, and a lab wants 2048", shown, s.Bavail*uint64(s.Bsize)>>20)
+			"the file system of %s has %d MiB free, and a lab wants 2048", shown, free>>20)
 	}
 	probe := dir.File(lockFile)
 	f, err := os.OpenFile(probe, os.O_RDWR|os.O_CREATE, 0o644)
