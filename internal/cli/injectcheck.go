@@ -37,7 +37,7 @@ type checked struct {
 	Selected string   `json:"selected,omitempty"` // the webhook whose labels fit but whose conditions keep the pod out
 	Revision string   `json:"revision,omitempty"`
 	Tag      string   `json:"tag,omitempty"`
-	Refused  []string `json:"refused,omitempty"` // why the webhook refuses the pod
+	Refused  []string `json:"refused,omitempty"` // why the webhook refuses the pod, or the API server what it makes of it
 	Warnings []string `json:"warnings,omitempty"`
 	Next     string   `json:"next,omitempty"` // what to do
 	Problem  bool     `json:"problem"`        // it asks for a sidecar and does not get it, or a running pod lacks it
@@ -89,7 +89,7 @@ func (c *checker) check(w inject.Workload, live bool, pods []*corev1.Pod) checke
 	}
 	problems := e.Warnings
 	if e.Inject {
-		problems = append(problems, c.attempt(w, e.Revision, &out)...)
+		problems = append(problems, c.attempt(w, ns, e.Revision, &out)...)
 	}
 	for _, p := range problems {
 		if p.Severity >= diag.Warning {
@@ -108,21 +108,22 @@ func (c *checker) check(w inject.Workload, live bool, pods []*corev1.Pod) checke
 	switch {
 	case len(out.Missing) > 0:
 		out.Problem, out.Next = true, restart(w.Object)
-	case len(out.Refused) > 0:
+	case len(out.Refused) > 0 && out.Next == "":
 		out.Next = "Mend the annotations that are named above."
+	case len(out.Refused) > 0:
 	case out.Problem:
 		out.Next = e.Reason.Advice()
 	}
 	return out
 }
 
-// attempt injects, to learn whether the webhook would refuse the pod.
-func (c *checker) attempt(w inject.Workload, revision string, out *checked) []diag.Problem {
+// attempt injects, to learn whether the webhook would refuse the pod, or the API server what the webhook makes of it.
+func (c *checker) attempt(w inject.Workload, ns *corev1.Namespace, revision string, out *checked) []diag.Problem {
 	config := c.config(revision)
 	if config == nil {
 		return nil
 	}
-	_, warnings, err := w.Inject(config)
+	pod, warnings, err := w.Inject(config)
 	var no *inject.RefusedError
 	switch {
 	case errors.As(err, &no):
@@ -132,7 +133,11 @@ func (c *checker) attempt(w inject.Workload, revision string, out *checked) []di
 	case err != nil:
 		out.Refused = []string{printable(err.Error())}
 	default:
-		return warnings
+		against := againstPodSecurity(ns, pod)
+		if against == "" {
+			return warnings
+		}
+		out.Refused, out.Next = []string{printable(against)}, podSecurityAdvice
 	}
 	out.Sidecar, out.Reason, out.Problem = false, refusedReason, true
 	return nil
@@ -241,15 +246,17 @@ func (a *app) checkFiles(ctx context.Context, flags injectFlags) ([]checked, err
 	options := inject.StreamOptions{Namespace: a.manifestNamespace()}
 	var workloads []inject.Workload
 	var at []string
+	wrong := 0
 	for _, m := range manifests {
 		found, err := options.Workloads(m.data, visit)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", m.name, err)
-		}
+		wrong += a.sayUnreadable(m.name, err)
 		for _, w := range found {
 			workloads = append(workloads, w)
 			at = append(at, fmt.Sprintf("%s:%d", m.name, w.Line))
 		}
+	}
+	if wrong > 0 {
+		return nil, fmt.Errorf("nothing is checked: %s cannot be read, as told above", plural(wrong, "document", "documents"))
 	}
 	if len(own) > 0 {
 		c.webhooks = own
@@ -265,6 +272,21 @@ func (a *app) checkFiles(ctx context.Context, flags injectFlags) ([]checked, err
 		fmt.Fprintf(a.Stderr, "namespace %s is not known here: it is taken to have no labels\n", name)
 	}
 	return list, nil
+}
+
+// sayUnreadable tells of every document of a file that cannot be read, and counts them.
+func (a *app) sayUnreadable(name string, err error) (n int) {
+	if list, several := err.(interface{ Unwrap() []error }); several {
+		for _, one := range list.Unwrap() {
+			n += a.sayUnreadable(name, one)
+		}
+		return n
+	}
+	if err == nil {
+		return 0
+	}
+	a.sayDocument(name, inject.Document{Err: err})
+	return 1
 }
 
 // surroundings are the webhooks and namespaces around files.

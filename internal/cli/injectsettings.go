@@ -43,7 +43,10 @@ func (a *app) injectSettings(ctx context.Context, flags settingsFlags) (*injectS
 			return nil, err
 		}
 		config, err := a.compileSettings(documents, a.revision)
-		return &injectSettings{config: config, source: source}, err
+		if err != nil {
+			return nil, fmt.Errorf("use %s: %w", source, err)
+		}
+		return &injectSettings{config: config, source: source}, nil
 	}
 	why := "as --offline says"
 	if !flags.offline {
@@ -179,9 +182,8 @@ func keyOf(maps []corev1.ConfigMap, key string) (string, error) {
 // liveSettings are those of the revision, or of the tag, that --revision names, in the cluster.
 func (a *app) liveSettings(ctx context.Context, c *connection) (*injectSettings, error) {
 	revision, tag, err := a.liveRevision(ctx, c)
-	hint := "; --offline uses the settings of a fresh installation"
 	if err != nil {
-		return nil, fmt.Errorf("read the settings of the cluster: %w%s", err, hint)
+		return nil, errors.New("read the settings of the cluster: " + a.explain(err) + "; --offline uses the settings of a fresh installation")
 	}
 	if revision == "" {
 		s, err := a.ownSettings("the cluster at " + a.host + " has no injector")

@@ -75,7 +75,7 @@ type result struct {
 }
 
 // run executes a command line where no kubeconfig is to be found but those that it names.
-func run(t *testing.T, home, stdin string, args ...string) result {
+func run(t testing.TB, home, stdin string, args ...string) result {
 	t.Helper()
 	t.Setenv("HOME", home)
 	t.Setenv("KUBECONFIG", "")

@@ -223,6 +223,9 @@ func (a *Admission) Expect(ns *corev1.Namespace, pod *corev1.Pod) Expectation {
 		e.Verdict = Verdict{Reason: NotMatched, Detail: "a matchCondition of webhook " + first.String() + " keeps it out"}
 	}
 	e.Surprising = e.Surprising || !e.Inject && e.Reason != AlreadyInjected && e.Asks != ""
+	if e.Reason == MirrorPod { // nobody can change it, and nobody is there to be told
+		e.Surprising = false
+	}
 	if assumed {
 		e.Warnings = append(e.Warnings, problemOf(diag.InvalidInjectConfig, diag.Info, subjectOf(pod), "",
 			fmt.Sprintf("the configuration of revision %s is not known here: it is taken to decide as a fresh installation", first.revision), ""))

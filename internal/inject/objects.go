@@ -127,6 +127,9 @@ func (p *parsed) unreadable(err error) error {
 	if m := atLine.FindStringSubmatch(message); m != nil {
 		n, _ := strconv.Atoi(m[1]) // digits
 		line, message = line+max(n, 1)-1, message[len(m[0]):]
+		if hasTab(p.d.Before, n) {
+			message += ": it is indented with a tab, and YAML wants blanks"
+		}
 	}
 	name := ""
 	if kind := kindLine.FindSubmatch(p.d.Before); kind != nil {
@@ -137,6 +140,16 @@ func (p *parsed) unreadable(err error) error {
 		name += ": "
 	}
 	return &DocumentError{p.d.Number, line, fmt.Errorf("%sit is no YAML: %s", name, message)}
+}
+
+// hasTab reports whether a tab is among what the line, counted from 1, begins with.
+func hasTab(body []byte, line int) bool {
+	for text := range bytes.Lines(body) {
+		if line--; line == 0 {
+			return bytes.HasPrefix(bytes.TrimLeft(text, " "), []byte("\t"))
+		}
+	}
+	return false
 }
 
 // The lines by which people know an object, for text that cannot be parsed.

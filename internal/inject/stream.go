@@ -103,6 +103,11 @@ func ReadStream(in io.Reader) ([]byte, error) {
 	if len(all) > MostStream {
 		return nil, fmt.Errorf("read stream: it has more than %d MiB: split it into several", MostStream>>20)
 	}
+	for _, mark := range []string{"\xff\xfe", "\xfe\xff"} { // a reader of YAML takes it, and only the first document
+		if bytes.HasPrefix(all, []byte(mark)) {
+			return nil, errors.New("read stream: it is UTF-16, as the PowerShell of Windows writes: save it as UTF-8")
+		}
+	}
 	return all, nil
 }
 

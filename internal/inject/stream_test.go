@@ -2,12 +2,14 @@ package inject_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -318,6 +320,21 @@ func TestStreamRefusesTooMuch(t *testing.T) {
 	_, err := inject.Stream(&endless{}, &bytes.Buffer{}, inject.StreamOptions{Config: configFrom(t, "", "", "")})
 	if err == nil || !strings.Contains(err.Error(), "more than 64 MiB") {
 		t.Error(err)
+	}
+}
+
+// TestStreamRefusesUTF16: YAML's readers take it, and all documents but the first would be lost.
+func TestStreamRefusesUTF16(t *testing.T) {
+	for mark, order := range map[string]binary.AppendByteOrder{"\xff\xfe": binary.LittleEndian, "\xfe\xff": binary.BigEndian} {
+		in := []byte(mark)
+		for _, unit := range utf16.Encode([]rune(manifests(2))) {
+			in = order.AppendUint16(in, unit)
+		}
+		out := &bytes.Buffer{}
+		_, err := inject.Stream(bytes.NewReader(in), out, inject.StreamOptions{Config: configFrom(t, "", "", "")})
+		if err == nil || !strings.Contains(err.Error(), "save it as UTF-8") || out.Len() > 0 {
+			t.Errorf("%v: %v, %d bytes written", order, err, out.Len())
+		}
 	}
 }
 

@@ -277,7 +277,7 @@ func (r *round) judge(g *group, leads bool) (finding, bool) {
 		return finding{}, false
 	case e.Inject:
 		g.reason = inject.Missed
-	case e.Surprising && e.Reason != inject.MirrorPod:
+	case e.Surprising:
 		g.reason = e.Reason
 	default:
 		return finding{}, false
