@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -140,4 +141,52 @@ func FuzzScanPod(f *testing.F) {
 			t.Errorf("scanned (-) and decoded (+):\n%s", cmp.Diff(scanned, decoded))
 		}
 	})
+}
+
+// FuzzProbes gives any container any probes and hooks: they are rewritten or stay, the container is otherwise as it was, and injecting
+// twice changes nothing.
+func FuzzProbes(f *testing.F) {
+	for _, seed := range []string{`{"name":"a","readinessProbe":{"httpGet":{"port":80}}}`, `{"name":"a","ports":[{"name":"p","containerPort":1}],"livenessProbe":{"httpGet":{"port":"p","scheme":"HTTPS","host":"localhost","path":"/app-health/a/livez"}},"startupProbe":{"grpc":{"port":1,"service":"s"}}}`,
+		`{"name":"a","readinessProbe":{"tcpSocket":{"port":"x"}},"lifecycle":{"postStart":{"tcpSocket":{"port":80}},"preStop":{"httpGet":{"port":"-1","path":"/app-lifecycle/a/prestopz"}}}}`,
+		`{"name":"a/b","livenessProbe":{"exec":{},"httpGet":{"port":99999999}},"lifecycle":{"preStop":{"sleep":{"seconds":-1}}}}`, `{"name":"","startupProbe":{},"restartPolicy":"Always"}`} {
+		f.Add(seed)
+	}
+	cfg := configFrom(f, "", "", "")
+	f.Fuzz(func(t *testing.T, container string) {
+		var c corev1.Container
+		if inject.CheckQuantities([]byte(container)) != nil || json.Unmarshal([]byte(container), &c) != nil || c.Name == inject.ProxyContainer || c.Name == inject.InitContainer {
+			return
+		}
+		for _, probe := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe, c.StartupProbe} {
+			if probe != nil && severalHandlers(reflect.ValueOf(probe.ProbeHandler)) {
+				return // the API server refuses it, whatever becomes of it
+			}
+		}
+		if l := c.Lifecycle; l != nil && (l.PostStart != nil && severalHandlers(reflect.ValueOf(*l.PostStart)) || l.PreStop != nil && severalHandlers(reflect.ValueOf(*l.PreStop))) {
+			return
+		}
+		pod := &corev1.Pod{}
+		pod.Name, pod.Namespace, pod.Spec.Containers = "web", "shop", []corev1.Container{c}
+		out, _, err := inject.Pod(pod, cfg)
+		if err != nil {
+			return
+		}
+		checkPod(t, pod, cfg)
+		rest := out.Spec.Containers[slices.IndexFunc(out.Spec.Containers, func(o corev1.Container) bool { return o.Name == c.Name })]
+		rest.ReadinessProbe, rest.LivenessProbe, rest.StartupProbe, rest.Lifecycle = c.ReadinessProbe, c.LivenessProbe, c.StartupProbe, c.Lifecycle
+		if !reflect.DeepEqual(rest, c) {
+			t.Errorf("the container changed:\n%s", cmp.Diff(c, rest))
+		}
+	})
+}
+
+// severalHandlers reports whether more than one of a struct's fields is set.
+func severalHandlers(v reflect.Value) bool {
+	n := 0
+	for i := range v.NumField() {
+		if !v.Field(i).IsZero() {
+			n++
+		}
+	}
+	return n > 1
 }

@@ -177,6 +177,7 @@ func BenchmarkHTTPS(b *testing.B) {
 			took := make([][]time.Duration, inFlight)
 			var group sync.WaitGroup
 			todo.Store(int64(b.N))
+			begin := processorTime()
 			b.ResetTimer()
 			for i := range inFlight {
 				group.Go(func() {
@@ -204,6 +205,7 @@ func BenchmarkHTTPS(b *testing.B) {
 			if len(all) == 0 {
 				return
 			}
+			b.ReportMetric(float64((processorTime()-begin).Microseconds())/float64(b.N), "cpu-µs/op")
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "injections/s")
 			for _, p := range []int{50, 99} {
 				b.ReportMetric(float64(all[(len(all)-1)*p/100].Microseconds())/1000, fmt.Sprintf("p%d-ms", p))
