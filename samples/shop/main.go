@@ -23,6 +23,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
 )
 
 const usage = `sample is a small shop to try a service mesh with.
@@ -82,6 +83,7 @@ func runService(ctx context.Context, role string, args []string) error {
 	next := flags.String("next", defaultNext[role], "base URL of the next service in the chain; none when empty")
 	http2 := flags.Bool("next-http2", role == "cart", "call the next service by HTTP/2 without TLS")
 	linger := flags.Duration("linger", 3*time.Second, "at the end, serve so long on while the news of it spreads")
+	tlsAddr := flags.String("tls-addr", "", "address to serve on by HTTPS too, with a certificate of its own making; none when empty")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -92,11 +94,27 @@ func runService(ctx context.Context, role string, args []string) error {
 	if err != nil {
 		return err
 	}
+	handler := withGRPCHealth(s.handler(registry))
 	listener, err := listen(ctx, *addr)
 	if err != nil {
 		return fmt.Errorf("serve %s: %w", role, err)
 	}
-	return serve(ctx, listener, s.handler(registry), *linger)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(ctx, listener, handler, *linger) })
+	if *tlsAddr != "" {
+		group.Go(func() error {
+			plain, err := listen(ctx, *tlsAddr)
+			if err != nil {
+				return fmt.Errorf("serve %s by HTTPS: %w", role, err)
+			}
+			secure, err := withTLS(plain, role)
+			if err != nil {
+				return err
+			}
+			return serve(ctx, secure, handler, *linger)
+		})
+	}
+	return group.Wait()
 }
 
 // listen opens a TCP port.

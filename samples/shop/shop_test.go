@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -129,6 +133,60 @@ func TestABrokenChainIsShownNotHidden(t *testing.T) {
 	}
 	if _, metrics := get(t, web+"/metrics"); !strings.Contains(metrics, `shop_requests_total{code="502"} 2`) {
 		t.Errorf("metrics do not count the failures:\n%s", metrics)
+	}
+}
+
+// TestEveryKindOfProbe: what Kubernetes can probe by is answered: gRPC on the port of everything else, and HTTPS.
+func TestEveryKindOfProbe(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	plain, secure := unused(t), unused(t)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- runService(ctx, "stock", []string{"--addr", plain, "--tls-addr", secure, "--linger", "0s"})
+	}()
+	connection, err := grpc.NewClient(plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
+	answer, err := grpc_health_v1.NewHealthClient(connection).Check(ctx, &grpc_health_v1.HealthCheckRequest{}, grpc.WaitForReady(true))
+	if err != nil || answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		t.Errorf("by gRPC: %v, %v", answer, err)
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: patiently}}
+	response, err := client.Get("https://" + secure + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		t.Errorf("by HTTPS: %s", response.Status)
+	}
+	client.CloseIdleConnections()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// unused is a loopback address that nobody listens on.
+func unused(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// patiently connects to what will listen soon.
+func patiently(ctx context.Context, network, address string) (net.Conn, error) {
+	for {
+		c, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		if err == nil || ctx.Err() != nil {
+			return c, err
+		}
 	}
 }
 
