@@ -33,6 +33,7 @@ type cluster struct {
 
 	leadsTo     netip.AddrPort
 	annotations map[string]string // of the Service
+	status      map[string]string // of the ConfigMap selvage-status; nil when there is none
 
 	sawToken    string // the header of the debug page's request
 	sawAudience []string
@@ -57,6 +58,13 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if selects && !c.noService {
 			list.Items = []corev1.Service{{ObjectMeta: metav1.ObjectMeta{Name: "istiod", Labels: map[string]string{"istio.io/rev": "default"}}}}
 			list.Items[0].Annotations = c.annotations
+		}
+		c.answer(w, 200, list)
+	case "/api/v1/namespaces/istio-system/configmaps":
+		list := corev1.ConfigMapList{TypeMeta: metav1.TypeMeta{Kind: "ConfigMapList", APIVersion: "v1"}}
+		if c.status != nil {
+			labels := map[string]string{"istio.io/rev": "default"}
+			list.Items = []corev1.ConfigMap{{ObjectMeta: metav1.ObjectMeta{Name: "istio", Labels: labels}}, {ObjectMeta: metav1.ObjectMeta{Name: "selvage-status", Labels: labels}, Data: c.status}}
 		}
 		c.answer(w, 200, list)
 	case "/apis/apps/v1/namespaces/istio-system/deployments":
