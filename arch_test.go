@@ -35,8 +35,9 @@ var mayImport = map[string][]string{
 	"ads":           {"ads/session", "diag", "mesh", "pki", "ref", "scope", "trust", "xds"},
 	"kube":          {"diag", "index", "ref"},
 	"jsonscan":      {},
+	"validate":      {"diag", "ref"},
 	"inject":        {"diag", "jsonscan", "ref", "version"},
-	"webhook":       {"diag", "inject", "jsonscan", "probe/verdict", "ref"},
+	"webhook":       {"diag", "inject", "jsonscan", "probe/verdict", "ref", "validate"},
 	"podwatch":      {"inject"},
 	"restart":       {},
 	"probe/verdict": {"diag", "inject", "ref"},
@@ -49,12 +50,12 @@ var mayImport = map[string][]string{
 	"readiness":     {},
 	"intercept":     {},
 	"agent":         {"pki", "readiness", "trust", "version", "xds/envoy"},
-	"install":       {"diag", "inject", "probe/verdict", "ref", "restart", "version"},
+	"install":       {"diag", "inject", "probe/verdict", "ref", "restart", "validate", "version"},
 	"cli":           {"diag", "inject", "install", "ref", "trust", "version"},
 }
 
 // pure are the packages that do no I/O and read no clock: what they return depends on what they are given.
-var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "probe/verdict"}
+var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "probe/verdict", "validate"}
 
 // impure are imports that a pure package cannot have.
 var impure = []string{"os", "os/exec", "net/http", "log", "log/slog", "google.golang.org/grpc", "k8s.io/client-go"}

@@ -10,8 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/selvage-mesh/selvage/internal/admission"
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/pki"
+	"github.com/selvage-mesh/selvage/internal/validate"
 )
 
 // options are the flags of selvaged. Each is also an environment variable: --xds-addr is SELVAGE_XDS_ADDR.
@@ -86,6 +88,14 @@ func (o *options) extraNames() []string {
 		}
 	}
 	return names
+}
+
+// expectedWebhooks are the configurations by which the API server calls this revision.
+func (o *options) expectedWebhooks() []admission.Key {
+	return []admission.Key{
+		{Kind: admission.Mutating, Name: inject.Registration{Revision: o.revision}.Name()},
+		{Kind: admission.Validating, Name: validate.ConfigurationName(o.revision, o.namespace)},
+	}
 }
 
 func (o *options) logger() (*slog.Logger, error) {

@@ -26,6 +26,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/kube"
 	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/podwatch"
+	"github.com/selvage-mesh/selvage/internal/probe"
 	"github.com/selvage-mesh/selvage/internal/reconcile"
 	"github.com/selvage-mesh/selvage/internal/translate"
 	"github.com/selvage-mesh/selvage/internal/trust"
@@ -94,7 +95,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	admission, err := webhook.New(webhook.Config{Config: injection.config, Registerer: metrics, Log: log})
+	admission, err := webhook.New(webhook.Config{Config: injection.config, Revision: o.revision, Registerer: metrics, Log: log})
 	if err != nil {
 		return err
 	}
@@ -109,8 +110,15 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	injection.changed = watcher.Recheck
+	validation, err := probe.NewValidation(probe.ValidationConfig{
+		Istio: istio, Namespace: o.namespace, Revision: o.revision, Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
 	webhooks, err := reconcile.NewWebhooks(reconcile.WebhooksConfig{
-		Kubernetes: client, Revision: o.revision, Roots: authority, Events: recorder, Registerer: metrics, Log: log,
+		Kubernetes: client, Revision: o.revision, Roots: authority, Validation: validation, Expected: o.expectedWebhooks(),
+		Events: recorder, Registerer: metrics, Log: log,
 	})
 	if err != nil {
 		return err
@@ -145,6 +153,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	work.Go(func() error { return injection.run(ctx) })
 	work.Go(func() error { return cluster.Run(ctx) })
 	work.Go(func() error { return proxies.Run(ctx) })
+	work.Go(func() error { return webhooks.Run(ctx) })
 	work.Go(func() error { return front.run(ctx) })
 	lead := func(lease string, run func(context.Context) error) {
 		work.Go(func() error {
@@ -153,7 +162,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	lead(inject.ObjectName("selvage-webhooks", o.revision), func(ctx context.Context) error {
 		work, ctx := errgroup.WithContext(ctx)
-		work.Go(func() error { return webhooks.Run(ctx) })
+		work.Go(func() error { return webhooks.Lead(ctx) })
+		work.Go(func() error { return validation.Run(ctx) })
 		work.Go(func() error { return watcher.Run(ctx) })
 		work.Go(func() error { return injection.lead(ctx) })
 		work.Go(func() error { return self.run(ctx) })

@@ -1,19 +1,18 @@
-// Package admission decides what must change about the cluster's webhook configurations. It is pure: it takes what was observed
-// and gives the least patches; package reconcile does the reading and writing.
+// Package admission decides what must change about the cluster's webhook configurations: their caBundle, the failurePolicy of
+// validators, what to say about those that are gone or that somebody else writes too. It is pure: it takes what was observed and
+// the time, and gives the least patches and problems; package reconcile does the reading and writing.
 package admission
 
 import (
 	"bytes"
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 
 	"istio.io/api/label"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
-	"github.com/selvage-mesh/selvage/internal/ref"
 )
 
 // Kind is the kind of a webhook configuration, as in its manifest.
@@ -31,93 +30,158 @@ var suffixes = map[Kind]string{
 	Validating: "validation.istio.io",
 }
 
+// HoldAnnotation on a validating configuration, with the value Ignore, keeps its failurePolicy at Ignore whatever works.
+const HoldAnnotation = "selvage/failure-policy"
+
+// Key names one configuration.
+type Key struct {
+	Kind Kind
+	Name string
+}
+
 // Configuration is one webhook configuration, as observed.
 type Configuration struct {
-	Kind       Kind
-	Name       string
+	Key
 	UID        string
 	Generation int64
 	Labels     map[string]string
+	Hold       bool // HoldAnnotation says Ignore
 	Entries    []Entry
+	// Managed are the object's managedFields: who wrote what.
+	Managed []metav1.ManagedFieldsEntry
 }
 
 // Entry is one webhook of a configuration.
 type Entry struct {
-	Name     string // unique in its configuration
-	CABundle []byte // PEM; empty when there is none
+	Name          string // unique in its configuration
+	CABundle      []byte // PEM; empty when there is none
+	FailurePolicy Policy
 }
 
-// Patch sets the bundle of some entries of one configuration, and changes nothing else.
+// Want is what the configurations of one revision are to be.
+type Want struct {
+	Revision   string
+	Root       []byte // PEM; without one nothing is patched, so that a working bundle is never unset
+	Validators Policy // failurePolicy of validating entries; "" leaves it as it is
+	Expected   []Key  // configurations that the revision has when all is well
+}
+
+// Outcome is the plan for everything that was observed.
+type Outcome struct {
+	Patches []Patch
+	Missing []Key // of the expected ones
+}
+
+// Patch sets the bundle, or the failure policy, of some entries of one configuration, and changes nothing else.
 type Patch struct {
-	Kind       Kind
-	Name       string
+	Key
 	UID        string // of the object that was observed: one of the same name that came later is not meant
 	Generation int64
 	Entries    []Drift
 	CABundle   []byte
+	Rival      Rival // who made it differ, as far as can be seen
 }
 
-// Drift is an entry whose bundle is not what it should be.
+// Drift is an entry that is not as it should be.
 type Drift struct {
-	Name    string
-	Missing bool // there is none, as right after an installation; else there is another
+	Name   string
+	Bundle Fault
+	Policy Policy // what failurePolicy is to become; "" when it is right
 }
 
-// Plan gives the patches after which every entry of this revision has the root bundle, none for what is right already, in a fixed
-// order. A configuration is of the revision by its label istio.io/rev, which a tag's configuration has too; an entry is the mesh's by
-// the end of its name. Without a root nothing is planned, so that a working bundle is never unset.
-func Plan(observed []Configuration, revision string, root []byte) []Patch {
-	if len(root) == 0 || revision == "" {
-		return nil
+// Fault is what is wrong with a bundle.
+type Fault string
+
+// The faults.
+const (
+	Right   Fault = ""
+	Missing Fault = "empty" // as right after an installation
+	Other   Fault = "another root"
+)
+
+// Plan gives the patches after which every entry of this revision has the root bundle and its failure policy, none for what is right
+// already, in a fixed order, and which configurations are missing. A configuration is of the revision by its label istio.io/rev,
+// which a tag's configuration has too; an entry is the mesh's by the end of its name.
+func Plan(observed []Configuration, want Want) (out Outcome) {
+	if want.Revision == "" {
+		return out
 	}
-	var patches []Patch
+	there := map[Key]bool{}
 	for _, c := range observed {
-		if c.Labels[label.IoIstioRev.Name] != revision {
+		if c.Labels[label.IoIstioRev.Name] != want.Revision {
 			continue
 		}
-		if drifts := drifted(c, root); len(drifts) > 0 {
-			patches = append(patches, Patch{Kind: c.Kind, Name: c.Name, UID: c.UID, Generation: c.Generation, Entries: drifts, CABundle: root})
+		there[c.Key] = true
+		if len(want.Root) == 0 {
+			continue
+		}
+		if drifts := drifted(c, want); len(drifts) > 0 {
+			out.Patches = append(out.Patches, Patch{Key: c.Key, UID: c.UID, Generation: c.Generation, Entries: drifts, CABundle: want.Root,
+				Rival: rivalOf(c.Managed, drifts)})
 		}
 	}
-	slices.SortFunc(patches, func(a, b Patch) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name)) })
-	return patches
+	for _, k := range want.Expected {
+		if !there[k] {
+			out.Missing = append(out.Missing, k)
+		}
+	}
+	slices.SortFunc(out.Patches, func(a, b Patch) int { return a.compare(b.Key) })
+	slices.SortFunc(out.Missing, Key.compare)
+	return out
 }
 
-func drifted(c Configuration, root []byte) (drifts []Drift) {
+func (k Key) compare(other Key) int {
+	return cmp.Or(cmp.Compare(k.Kind, other.Kind), cmp.Compare(k.Name, other.Name))
+}
+
+// Of gives the patch of one configuration.
+func (o Outcome) Of(k Key) (p Patch, ok bool) {
+	for _, p := range o.Patches {
+		if p.Key == k {
+			return p, true
+		}
+	}
+	return Patch{}, false
+}
+
+func drifted(c Configuration, want Want) (drifts []Drift) {
 	suffix, ok := suffixes[c.Kind]
 	if !ok {
 		return nil
+	}
+	policy := Policy("")
+	if c.Kind == Validating {
+		if policy = want.Validators; c.Hold {
+			policy = Ignore
+		}
 	}
 	for _, e := range c.Entries {
 		if e.Name != suffix && !strings.HasSuffix(e.Name, "."+suffix) && !strings.HasSuffix(e.Name, "."+verdict.Suffix) {
 			continue
 		}
-		if !bytes.Equal(e.CABundle, root) {
-			drifts = append(drifts, Drift{Name: e.Name, Missing: len(e.CABundle) == 0})
+		d := Drift{Name: e.Name}
+		switch {
+		case len(e.CABundle) == 0:
+			d.Bundle = Missing
+		case !bytes.Equal(e.CABundle, want.Root):
+			d.Bundle = Other
+		}
+		if policy != "" && e.FailurePolicy != policy {
+			d.Policy = policy
+		}
+		if d.Bundle != Right || d.Policy != "" {
+			drifts = append(drifts, d)
 		}
 	}
 	return drifts
 }
 
-// Installing reports whether the patch only fills in what was empty: nobody overwrote anything.
-func (p Patch) Installing() bool {
-	return !slices.ContainsFunc(p.Entries, func(d Drift) bool { return !d.Missing })
+// Bundle reports whether a caBundle was wrong; else it is only a failure policy whose time has come.
+func (p Patch) Bundle() bool {
+	return slices.ContainsFunc(p.Entries, func(d Drift) bool { return d.Bundle != Right })
 }
 
-// Problem is what is wrong until the patch is applied.
-func (p Patch) Problem() diag.Problem {
-	names := make([]string, len(p.Entries))
-	for i, d := range p.Entries {
-		names[i] = d.Name + " (another root)"
-		if d.Missing {
-			names[i] = d.Name + " (empty)"
-		}
-	}
-	return diag.Problem{
-		Code: diag.WebhookDrift, Severity: diag.Error,
-		Object: ref.Ref{Group: "admissionregistration.k8s.io", Kind: string(p.Kind), Name: p.Name, Generation: p.Generation},
-		Field:  "webhooks[].clientConfig.caBundle",
-		Detail: fmt.Sprintf("the API server cannot trust the control plane: the bundle of %s is not this mesh's root", strings.Join(names, ", ")),
-		Hint:   "the control plane puts it back by itself; keep other tools from writing caBundle (GitOps: ignore differences of this field)",
-	}
+// Installing reports whether the patch only fills in what was empty in every entry, as after an installation.
+func (p Patch) Installing() bool {
+	return !slices.ContainsFunc(p.Entries, func(d Drift) bool { return d.Bundle == Other })
 }

@@ -28,6 +28,10 @@ const (
 
 	// WebhookDrift marks a webhook configuration whose caBundle is not ours.
 	WebhookDrift Code = "SEL0040"
+	// WebhookRival marks a webhook configuration that somebody else overwrites again and again.
+	WebhookRival Code = "SEL0042"
+	// WebhookDeleted marks a webhook configuration of this revision that does not exist.
+	WebhookDeleted Code = "SEL0043"
 	// InvalidRoot marks a Secret or file that should hold the mesh's root and does not.
 	InvalidRoot Code = "SEL0041"
 

@@ -13,6 +13,13 @@ import (
 // `istioctl analyze` has too; SEL0001 and on are ours. Each has a page docs/codes/CODE.md, which a test checks.
 type Code string
 
+// CauseRevision is the type of the cause, in the details of a refusal by the validating webhook, whose message is the revision that
+// refused. A probe tells by it which control plane answered.
+const CauseRevision = "SelvageRevision"
+
+// ProbePrefix begins the names of what a probe creates as a dry run.
+const ProbePrefix = "selvage-probe-"
+
 // Severity says what a problem costs the user.
 type Severity uint8
 

@@ -385,3 +385,48 @@ func TestProbeSaysWhyPodsGetNoSidecar(t *testing.T) {
 		t.Errorf("verdict %+v; want the refused connection", verdict)
 	}
 }
+
+// TestTheControlPlaneKeepsFailurePolicy: the first installation renders Ignore; what the control plane has made of it since stays
+// through another installation, also when that changes something else of the object, and for an entry that it never touched.
+func TestTheControlPlaneKeepsFailurePolicy(t *testing.T) {
+	s := connect(t)
+	s.purge(t, "")
+	t.Cleanup(func() { s.purge(t, "") })
+	hooks := s.kubernetes.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	const name = "istio-validator-istio-system"
+	want := func(first, second admissionv1.FailurePolicyType) {
+		t.Helper()
+		c, err := hooks.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *c.Webhooks[0].FailurePolicy != first || *c.Webhooks[1].FailurePolicy != second {
+			t.Errorf("failurePolicy is %s and %s, want %s and %s", *c.Webhooks[0].FailurePolicy, *c.Webhooks[1].FailurePolicy, first, second)
+		}
+	}
+	if err := s.Apply(t.Context(), whole()); err != nil {
+		t.Fatal(err)
+	}
+	want(admissionv1.Ignore, admissionv1.Ignore)
+	patch := `{"webhooks":[{"name":"rev.validation.istio.io","failurePolicy":"Fail"}]}`
+	if _, err := hooks.Patch(t.Context(), name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: "selvage-ca-bundle"}); err != nil {
+		t.Fatal(err)
+	}
+	changes, err := s.Plan(t.Context(), whole())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(changes, install.Change{Object: "ValidatingWebhookConfiguration " + name, Action: install.Unchanged}) {
+		t.Errorf("the same again changes something: %v", changes)
+	}
+	if err := s.Apply(t.Context(), whole()); err != nil {
+		t.Fatal(err)
+	}
+	want(admissionv1.Fail, admissionv1.Ignore)
+	other := whole()
+	other.Endpoint, other.WebhookURL = nil, "https://127.0.0.1:15017"
+	if err := s.Apply(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	want(admissionv1.Fail, admissionv1.Ignore)
+}

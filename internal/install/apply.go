@@ -35,6 +35,7 @@ func (i *Installer) prepare(ctx context.Context, o Options) (*prepared, []Change
 	if err != nil {
 		return nil, nil, err
 	}
+	keepPolicies(objects, s.live)
 	if s.namespaced && !s.hasOwnNS {
 		i.say("namespace %s exists and is not Selvage's: it is used as it is", Namespace)
 		objects = objects[1:]
@@ -76,7 +77,7 @@ func (i *Installer) apply(ctx context.Context, o Options, wait bool) error {
 	if err := i.warnOfRivals(ctx, o); err != nil {
 		return err
 	}
-	last := len(p.objects) - len(o.webhooks())
+	last := len(p.objects) - len(o.webhooks()) - 1 // and the validator
 	i.say("applying %d objects of revision %s", len(p.objects), o.revision())
 	if err := i.applyAll(ctx, p.objects[:last], changes, o); err != nil {
 		return err

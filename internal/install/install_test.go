@@ -76,13 +76,13 @@ func TestNothingNeedsWhatComesLater(t *testing.T) {
 		}
 		return n
 	}
-	order := []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "Service", "Deployment", "MutatingWebhookConfiguration"}
+	order := []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ConfigMap", "Service", "Deployment", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
 	for n := 1; n < len(order); n++ {
 		if at(order[n-1]) > at(order[n]) {
 			t.Errorf("%s comes before %s", order[n], order[n-1])
 		}
 	}
-	if last := objects[len(objects)-1].GetKind(); last != "MutatingWebhookConfiguration" {
+	if last := objects[len(objects)-1].GetKind(); last != "ValidatingWebhookConfiguration" {
 		t.Errorf("the last object is a %s", last)
 	}
 }
@@ -280,8 +280,8 @@ func TestADefaultThatIsATag(t *testing.T) {
 	if got := field(t, objects, "ConfigMap", "istio-sidecar-injector-canary", "data", "values"); !strings.Contains(got, `\"enableNamespacesByDefault\": true`) {
 		t.Errorf("the values do not say it: %s", got)
 	}
-	for _, u := range objects[len(objects)-3:] { // pods wait for webhooks, so they come last
-		if u.GetKind() != "MutatingWebhookConfiguration" {
+	for _, u := range objects[len(objects)-4:] { // pods wait for webhooks, so they come last
+		if !strings.HasSuffix(u.GetKind(), "WebhookConfiguration") {
 			t.Errorf("%s %s is among the last", u.GetKind(), u.GetName())
 		}
 	}

@@ -48,6 +48,7 @@ func (o Options) namespaceGrants() []grant {
 		{"the former signing key while the root changes", "core", "secrets", rotationName, "get list watch update delete"},
 		{"make the signing key of the mesh", "core", "secrets", "", "create"},
 		{"show how far a change of the root is", "core", "configmaps", rotationName, "get patch"},
+		{"prove by dry runs that an invalid object is refused", "networking.istio.io", "gateways", "", "create"},
 		{"one writer at a time", "coordination.k8s.io", "leases", o.Name(webhooksLease) + " " + rootsLease, "get update"},
 		{"begin to be that writer", "coordination.k8s.io", "leases", "", "create"},
 	}

@@ -112,6 +112,7 @@ func newWebhookTest(t *testing.T, prefixes ...string) *webhookTest {
 	if err != nil {
 		t.Fatal(err)
 	}
+	run(t, leader{reconciler})
 	run(t, reconciler)
 	return w
 }
@@ -378,5 +379,5 @@ func TestRootIsInEveryNamespace(t *testing.T) {
 }
 
 func patchOf(observed admission.Configuration, root []byte) admission.Patch {
-	return admission.Plan([]admission.Configuration{observed}, observed.Labels["istio.io/rev"], root)[0]
+	return admission.Plan([]admission.Configuration{observed}, admission.Want{Revision: observed.Labels["istio.io/rev"], Root: root}).Patches[0]
 }

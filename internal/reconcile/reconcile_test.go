@@ -198,29 +198,51 @@ func TestRivalForTheRootMakesNoWriteStorm(t *testing.T) {
 	})
 }
 
-// recorder keeps the reasons of Events.
+// recorder keeps the reasons and messages of Events.
 type recorder struct {
-	mu      sync.Mutex
-	reasons []string
+	mu       sync.Mutex
+	reasons  []string
+	messages []string
 }
 
-func (r *recorder) Event(_ runtime.Object, eventtype, reason, _ string) {
+func (r *recorder) Event(_ runtime.Object, eventtype, reason, message string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reasons = append(r.reasons, eventtype+" "+reason)
+	r.messages = append(r.messages, message)
+}
+
+func (r *recorder) take() (reasons, messages []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer func() { r.reasons, r.messages = nil, nil }()
+	return r.reasons, r.messages
 }
 
 func runWebhooks(t *testing.T, client *fake.Clientset, source RootSource) *recorder {
 	t.Helper()
+	return runWebhooksOf(t, WebhooksConfig{Kubernetes: client, Roots: source})
+}
+
+// runWebhooksOf runs a reconciler that leads, until the test ends.
+func runWebhooksOf(t *testing.T, config WebhooksConfig) *recorder {
+	t.Helper()
 	events := &recorder{}
-	reconciler, err := NewWebhooks(WebhooksConfig{Kubernetes: client, Roots: source, Events: events, Log: testLog(t)})
+	config.Events, config.Log = events, testLog(t)
+	reconciler, err := NewWebhooks(config)
 	if err != nil {
 		t.Fatal(err)
 	}
+	run(t, leader{reconciler})
 	run(t, reconciler)
 	synctest.Wait()
 	return events
 }
+
+// leader runs as a reconciler's lease.
+type leader struct{ *Webhooks }
+
+func (l leader) Run(ctx context.Context) error { return l.Lead(ctx) }
 
 func TestRepairIsToldAsAnEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -2,21 +2,19 @@ package reconcile
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"istio.io/api/label"
-	admissionv1 "k8s.io/api/admissionregistration/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	listers "k8s.io/client-go/listers/admissionregistration/v1"
@@ -25,46 +23,53 @@ import (
 	"github.com/selvage-mesh/selvage/internal/admission"
 )
 
-// BundleManager is the field manager that owns caBundle, and no other field, of the revision's webhooks.
-const BundleManager = "selvage-ca-bundle"
+// BundleManager is the field manager that owns caBundle, of validators failurePolicy too, and no other field.
+const BundleManager = admission.FieldManager
+
+// missingGrace is how long a configuration may be away before that is told: replacing one deletes it first, and an uninstallation
+// ends the control plane right after it.
+const missingGrace = 15 * time.Second
 
 // Events tells people about an object, as record.EventRecorder does.
 type Events interface {
 	Event(object runtime.Object, eventtype, reason, message string)
 }
 
-// WebhooksConfig says whose webhooks are kept. Events and Registerer may be nil.
+// ValidationSource tells whether validation works through the API server, and since when that is so; since is zero while it was
+// never tried. The channel is closed when the answer changes.
+type ValidationSource interface {
+	Validation() (working bool, since time.Time, changed <-chan struct{})
+}
+
+// WebhooksConfig says whose webhooks are kept. Validation, Events and Registerer may be nil; without Validation failurePolicy is
+// left alone.
 type WebhooksConfig struct {
 	Kubernetes kubernetes.Interface
 	Revision   string // "" is "default"
 	Roots      RootSource
+	Validation ValidationSource
+	Expected   []admission.Key // configurations whose absence is told
 	Events     Events
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 }
 
-// Webhooks keeps the caBundle of one revision's webhook configurations.
+// Webhooks keeps the caBundle of one revision's webhook configurations, and the failurePolicy of its validators. Every replica
+// observes (Run); the one that leads writes (Lead).
 //
-// It writes strategic-merge patches that name the drifted entries, their bundle and the object's UID. Such a patch merges into
+// It writes strategic-merge patches that name the drifted entries, their fields and the object's UID. Such a patch merges into
 // whatever is there at that moment, by entry name, so no other writer's change is lost. An entry that is gone, or another object
 // of the same name, makes it invalid, so that it changes nothing. It is recorded in managedFields as BundleManager's, for
-// caBundle alone. Server-side apply is not used, because an applier owns the list entry too, its name: an installer that
+// these fields alone. Server-side apply is not used, because an applier owns the list entry too, its name: an installer that
 // applies (Helm 4, Flux, kubectl apply --server-side) could then no longer take an entry away, since what would be left of it, a
 // name and a bundle, is invalid.
 type Webhooks struct {
 	config  WebhooksConfig
 	metrics *webhookMetrics
-}
 
-// webhookMetrics have Istio's names and labels.
-type webhookMetrics struct {
-	attempts, retries, failures *prometheus.CounterVec
-}
-
-// webhookKey names one configuration.
-type webhookKey struct {
-	kind admission.Kind
-	name string
+	mu      sync.Mutex
+	leading context.Context // nil while another replica writes
+	wake    func()          // looks at everything again; nil while nothing runs
 }
 
 // NewWebhooks gives a reconciler that does nothing yet.
@@ -75,36 +80,61 @@ func NewWebhooks(config WebhooksConfig) (*Webhooks, error) {
 	if config.Revision == "" {
 		config.Revision = "default"
 	}
-	m := &webhookMetrics{
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "webhook_patch_attempts_total", Help: "Writes of the caBundle of a webhook configuration, by its name.",
-		}, []string{"name"}),
-		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "webhook_patch_retries_total", Help: "Writes of a caBundle that were, or are to be, repeated, by name and reason.",
-		}, []string{"name", "reason"}),
-		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "webhook_patch_failures_total", Help: "Writes of a caBundle that failed, by name and reason.",
-		}, []string{"name", "reason"}),
-	}
-	if config.Registerer != nil {
-		for _, c := range []prometheus.Collector{m.attempts, m.retries, m.failures} {
-			if err := config.Registerer.Register(c); err != nil {
-				return nil, fmt.Errorf("configure webhook reconciler: register metrics: %w", err)
-			}
-		}
+	m, err := newWebhookMetrics(config.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("configure webhook reconciler: register metrics: %w", err)
 	}
 	return &Webhooks{config: config, metrics: m}, nil
+}
+
+// Lead makes this replica the one that writes, until ctx ends.
+func (w *Webhooks) Lead(ctx context.Context) error {
+	w.mu.Lock()
+	w.leading = ctx
+	wake := w.wake
+	w.mu.Unlock()
+	if wake != nil {
+		wake()
+	}
+	<-ctx.Done()
+	w.mu.Lock()
+	w.leading = nil
+	w.mu.Unlock()
+	return nil
+}
+
+func (w *Webhooks) leads() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.leading != nil && w.leading.Err() == nil
+}
+
+// writing gives the context of writes, or ok is false: another replica writes.
+func (w *Webhooks) writing(ctx context.Context) (_ context.Context, stop func(), ok bool) {
+	w.mu.Lock()
+	leading := w.leading
+	w.mu.Unlock()
+	if leading == nil || leading.Err() != nil {
+		return nil, nil, false
+	}
+	writing, cancel := context.WithCancel(ctx)
+	release := context.AfterFunc(leading, cancel)
+	return writing, func() { release(); cancel() }, true
 }
 
 // webhookLoop is one Run of Webhooks.
 type webhookLoop struct {
 	*Webhooks
-	*loop[webhookKey]
+	*loop[admission.Key]
 	mutating   listers.MutatingWebhookConfigurationLister
 	validating listers.ValidatingWebhookConfigurationLister
+
+	mu     sync.Mutex
+	known  map[admission.Key]*history
+	synced func() bool
 }
 
-// Run repairs until ctx ends. It returns nil then; failures are retried, logged and counted.
+// Run observes, and repairs while this replica leads, until ctx ends. It returns nil then; failures are retried, logged and counted.
 func (w *Webhooks) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -115,26 +145,67 @@ func (w *Webhooks) Run(ctx context.Context) error {
 	defer factory.Shutdown()
 	defer cancel()
 	hooks := factory.Admissionregistration().V1()
-	l := &webhookLoop{Webhooks: w,
+	l := &webhookLoop{Webhooks: w, known: map[admission.Key]*history{},
 		mutating: hooks.MutatingWebhookConfigurations().Lister(), validating: hooks.ValidatingWebhookConfigurations().Lister()}
 	l.loop = newLoop(l.repair, l.failed)
 	defer l.queue.ShutDown()
-	for kind, informer := range map[admission.Kind]cache.SharedIndexInformer{
+	both := map[admission.Kind]cache.SharedIndexInformer{
 		admission.Mutating:   hooks.MutatingWebhookConfigurations().Informer(),
 		admission.Validating: hooks.ValidatingWebhookConfigurations().Informer(),
-	} {
-		enqueue := func(object any) { l.queue.Add(webhookKey{kind, nameOf(object)}) }
+	}
+	l.synced = func() bool { return both[admission.Mutating].HasSynced() && both[admission.Validating].HasSynced() }
+	for kind, informer := range both {
+		enqueue := func(object any) { l.queue.Add(admission.Key{Kind: kind, Name: nameOf(object)}) }
 		// Neither call can fail on an informer that is not started.
 		_ = informer.SetWatchErrorHandlerWithContext(onWatchError(w.config.Log, string(kind)))
 		_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc:    enqueue,
 			UpdateFunc: func(_, object any) { enqueue(object) },
+			DeleteFunc: func(object any) {
+				if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+					object = gone.Obj
+				}
+				enqueue(object)
+			},
 		})
 	}
+	w.setWake(l.enqueueAll)
+	defer w.setWake(nil)
 	factory.StartWithContext(ctx)
+	go func() {
+		factory.WaitForCacheSync(ctx.Done())
+		l.enqueueAll() // also what is missing
+	}()
 	go followRoots(ctx, w.config.Roots, l.enqueueAll)
+	if w.config.Validation != nil {
+		go followValidation(ctx, w.config.Validation, l.enqueueAll)
+	}
 	l.run(ctx, 4)
 	return nil
+}
+
+func (w *Webhooks) setWake(wake func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wake = wake
+}
+
+// followValidation calls each whenever what is known about validation changes, or has stood for long enough to count.
+func followValidation(ctx context.Context, source ValidationSource, each func()) {
+	for {
+		working, since, changed := source.Validation()
+		each()
+		var ripe <-chan time.Time
+		if _, again := (admission.Validation{Working: working, Since: since}).Policy(time.Now()); again > 0 {
+			ripe = time.After(again)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-ripe:
+		}
+	}
 }
 
 func nameOf(object any) string {
@@ -144,130 +215,97 @@ func nameOf(object any) string {
 	return ""
 }
 
+// enqueueAll looks at every configuration again, at those that are missing too.
 func (l *webhookLoop) enqueueAll() {
-	mutating, _ := l.mutating.List(labels.Everything()) // a lister of a cache cannot fail
-	for _, c := range mutating {
-		l.queue.Add(webhookKey{admission.Mutating, c.Name})
+	for _, c := range l.observe() {
+		l.queue.Add(c.Key)
 	}
-	validating, _ := l.validating.List(labels.Everything())
-	for _, c := range validating {
-		l.queue.Add(webhookKey{admission.Validating, c.Name})
+	for _, k := range l.config.Expected {
+		l.queue.Add(k)
 	}
 }
 
-// observe reads one configuration from the cache.
-func (l *webhookLoop) observe(key webhookKey) (runtime.Object, []admission.Configuration) {
-	if key.kind == admission.Mutating {
-		if c, err := l.mutating.Get(key.name); err == nil {
-			return c, []admission.Configuration{mutatingConfiguration(c)}
-		}
-	} else if c, err := l.validating.Get(key.name); err == nil {
-		return c, []admission.Configuration{validatingConfiguration(c)}
-	}
-	return nil, nil
-}
-
-func mutatingConfiguration(c *admissionv1.MutatingWebhookConfiguration) admission.Configuration {
-	out := configuration(admission.Mutating, c)
-	for _, w := range c.Webhooks {
-		out.Entries = append(out.Entries, admission.Entry{Name: w.Name, CABundle: w.ClientConfig.CABundle})
-	}
-	return out
-}
-
-func validatingConfiguration(c *admissionv1.ValidatingWebhookConfiguration) admission.Configuration {
-	out := configuration(admission.Validating, c)
-	for _, w := range c.Webhooks {
-		out.Entries = append(out.Entries, admission.Entry{Name: w.Name, CABundle: w.ClientConfig.CABundle})
-	}
-	return out
-}
-
-func configuration(kind admission.Kind, m metav1.Object) admission.Configuration {
-	return admission.Configuration{Kind: kind, Name: m.GetName(), UID: string(m.GetUID()), Generation: m.GetGeneration(), Labels: m.GetLabels()}
-}
-
-// repair brings one configuration to its plan.
-func (l *webhookLoop) repair(ctx context.Context, key webhookKey) error {
-	object, observed := l.observe(key)
+// want is what the configurations are to be now.
+func (l *webhookLoop) want() admission.Want {
 	root, _ := l.config.Roots.Roots()
-	patches := admission.Plan(observed, l.config.Revision, root)
-	if len(patches) == 0 {
+	want := admission.Want{Revision: l.config.Revision, Root: root, Expected: l.config.Expected}
+	if l.config.Validation != nil {
+		working, since, _ := l.config.Validation.Validation()
+		want.Validators, _ = admission.Validation{Working: working, Since: since}.Policy(time.Now())
+	}
+	return want
+}
+
+// repair brings one configuration to the plan.
+func (l *webhookLoop) repair(ctx context.Context, key admission.Key) error {
+	if !l.synced() {
+		return nil // what is there comes, and then everything is looked at
+	}
+	object := l.get(key)
+	want := l.want()
+	plan := admission.Plan(l.observe(), want)
+	if object == nil {
+		l.absent(key, slices.Contains(plan.Missing, key))
 		return nil
 	}
+	h := l.present(key, object)
+	patch, wrong := plan.Of(key)
+	l.metrics.wrong.WithLabelValues(string(key.Kind), key.Name).Set(float64(len(patch.Entries)))
+	if !wrong {
+		l.settled(key, h, want)
+		return nil
+	}
+	ctx, stop, leads := l.writing(ctx)
+	if !leads {
+		return nil
+	}
+	defer stop()
+	l.fought(key, h, patch, want)
+	if h.awaits(object, want) {
+		return nil
+	}
+	if wait := h.feud.Wait(time.Now()); wait > 0 {
+		l.queue.AddAfter(key, wait)
+		return l.later(key, "rival")
+	}
 	if !l.mayWrite(key) {
-		l.metrics.retries.WithLabelValues(key.name, "rate_limited").Inc()
-		return errLater
+		return l.later(key, "rate_limited")
 	}
 	started := time.Now()
-	l.metrics.attempts.WithLabelValues(key.name).Inc()
-	patch := patches[0] // of one configuration there is one
+	l.metrics.attempts.WithLabelValues(key.Name).Inc()
 	if err := l.write(ctx, patch); err != nil {
-		if apierrors.IsNotFound(err) || (apierrors.IsInvalid(err) || apierrors.IsConflict(err)) && l.replaced(key, patch) {
+		if apierrors.IsNotFound(err) || (apierrors.IsInvalid(err) || apierrors.IsConflict(err)) && l.replaced(patch) {
 			return nil // deleted meanwhile: an object that comes after it has its own event
 		}
-		return fmt.Errorf("write caBundle of %s %s: %w", key.kind, key.name, err)
+		return fmt.Errorf("write caBundle of %s %s: %w", key.Kind, key.Name, err)
 	}
-	problem := patch.Problem()
-	kind, reason, message := corev1.EventTypeWarning, "CABundleRepaired", "caBundle was put back: "+problem.Detail
-	if patch.Installing() {
-		kind, reason, message = corev1.EventTypeNormal, "CABundleSet", fmt.Sprintf("caBundle of %d entries was filled in", len(patch.Entries))
-	}
-	l.config.Log.Info("caBundle written", "kind", key.kind, "name", key.name, "entries", len(patch.Entries),
-		"overwritten", !patch.Installing(), "took", time.Since(started).Round(time.Millisecond))
-	if l.config.Events != nil {
-		l.config.Events.Event(object, kind, reason, message)
-	}
+	h.wrote(object, want)
+	l.repaired(h, patch, time.Since(started))
 	return nil
 }
 
+func (l *webhookLoop) later(key admission.Key, reason string) error {
+	l.metrics.retries.WithLabelValues(key.Name, reason).Inc()
+	return errLater
+}
+
 // replaced reports whether the cache knows by now that the patch's object is gone. Until it does, the write is tried again.
-func (l *webhookLoop) replaced(key webhookKey, patch admission.Patch) bool {
-	_, now := l.observe(key)
-	return len(now) == 0 || now[0].UID != patch.UID
+func (l *webhookLoop) replaced(patch admission.Patch) bool {
+	now := l.get(patch.Key)
+	return now == nil || string(now.GetUID()) != patch.UID
 }
 
-// write applies one patch: see Webhooks for why it has this form.
-func (w *Webhooks) write(ctx context.Context, patch admission.Patch) error {
-	type clientConfig struct {
-		CABundle []byte `json:"caBundle"`
-	}
-	type entry struct {
-		Name         string       `json:"name"`
-		ClientConfig clientConfig `json:"clientConfig"`
-	}
-	body := struct {
-		Metadata map[string]string `json:"metadata"`
-		Webhooks []entry           `json:"webhooks"`
-	}{Metadata: map[string]string{"uid": patch.UID}}
-	for _, d := range patch.Entries {
-		body.Webhooks = append(body.Webhooks, entry{d.Name, clientConfig{patch.CABundle}})
-	}
-	data, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	options := metav1.PatchOptions{FieldManager: BundleManager}
-	hooks := w.config.Kubernetes.AdmissionregistrationV1()
-	if patch.Kind == admission.Mutating {
-		_, err = hooks.MutatingWebhookConfigurations().Patch(ctx, patch.Name, types.StrategicMergePatchType, data, options)
-	} else {
-		_, err = hooks.ValidatingWebhookConfigurations().Patch(ctx, patch.Name, types.StrategicMergePatchType, data, options)
-	}
-	return err
-}
-
-func (l *webhookLoop) failed(key webhookKey, err error) {
+func (l *webhookLoop) failed(key admission.Key, err error) {
 	reason := string(apierrors.ReasonForError(err))
 	if reason == "" {
 		reason = "unreachable"
 	}
-	l.metrics.retries.WithLabelValues(key.name, reason).Inc()
+	l.metrics.retries.WithLabelValues(key.Name, reason).Inc()
 	if apierrors.IsConflict(err) || apierrors.IsInvalid(err) { // the object changed under the patch; the next try sees it
-		l.config.Log.Debug("caBundle is tried again", "kind", key.kind, "name", key.name, "error", err)
+		l.config.Log.Debug("caBundle is tried again", "kind", key.Kind, "name", key.Name, "error", err)
 		return
 	}
-	l.metrics.failures.WithLabelValues(key.name, reason).Inc()
-	l.config.Log.Error("caBundle cannot be written, it is tried again", "kind", key.kind, "name", key.name, "error", err,
+	l.metrics.failures.WithLabelValues(key.Name, reason).Inc()
+	l.config.Log.Error("caBundle cannot be written, it is tried again", "kind", key.Kind, "name", key.Name, "error", err,
 		"hint", hint(err, "patch", "mutatingwebhookconfigurations and validatingwebhookconfigurations"))
 }

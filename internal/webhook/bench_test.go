@@ -44,7 +44,7 @@ func BenchmarkInject(b *testing.B) {
 			begin := processorTime()
 			for i := 0; b.Loop(); i++ {
 				body := bodies[i%len(bodies)]
-				answer, status, err := h.contain(b.Context(), body, "", "")
+				answer, status, err := h.contain(b.Context(), body, h.injection("", ""))
 				if err != nil || status != 200 || len(answer) < len("patch") {
 					b.Fatal(status, err)
 				}
@@ -218,7 +218,7 @@ func BenchmarkHTTPS(b *testing.B) {
 func TestAllocations(t *testing.T) {
 	h, body := benchHandler(t), benchRequest(t, "simple")
 	if n := testing.AllocsPerRun(20, func() {
-		if _, _, err := h.contain(t.Context(), body, "", ""); err != nil {
+		if _, _, err := h.contain(t.Context(), body, h.injection("", "")); err != nil {
 			t.Fatal(err)
 		}
 	}); n > 1000 {

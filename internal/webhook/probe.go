@@ -18,9 +18,7 @@ var probePatch = []byte(`[{"op":"replace","path":"/metadata/annotations/` + stri
 
 // serveProbe answers the probe's own webhook: see verdict.Mutating. It gives no sidecar, but tries whether it could.
 func (h *Handler) serveProbe(w http.ResponseWriter, r *http.Request) {
-	h.serve(w, r, func(body []byte) ([]byte, int, error) {
-		return h.guard(func() ([]byte, int, error) { return h.answerProbe(r.Context(), body) })
-	})
+	h.serve(w, r, endpoint{what: "probe", failed: func(int) { h.metrics.failure.Inc() }, answer: h.answerProbe})
 }
 
 // answerProbe is the whole of it, from bytes to bytes.

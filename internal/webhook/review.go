@@ -201,8 +201,8 @@ func in(pod *corev1.Pod, namespace string) *corev1.Pod {
 
 // check looks at everything but the object.
 func (r *review[Object]) check() (*asked, error) {
-	if r.Kind != "AdmissionReview" || r.APIVersion != "admission.k8s.io/v1" && r.APIVersion != "admission.k8s.io/v1beta1" {
-		return nil, fmt.Errorf("the body is no AdmissionReview of admission.k8s.io/v1 but kind %q, apiVersion %q", short(r.Kind), short(r.APIVersion))
+	if err := checkReview(r.APIVersion, r.Kind); err != nil {
+		return nil, err
 	}
 	if r.Request == nil || r.Request.UID == "" {
 		return nil, errors.New("the AdmissionReview has no request with a uid")
@@ -212,6 +212,13 @@ func (r *review[Object]) check() (*asked, error) {
 		return a, fmt.Errorf("the request is for %s, and only pods can be injected", short(r.Request.Resource.String()))
 	}
 	return a, nil
+}
+
+func checkReview(apiVersion, kind string) error {
+	if kind != "AdmissionReview" || apiVersion != "admission.k8s.io/v1" && apiVersion != "admission.k8s.io/v1beta1" {
+		return fmt.Errorf("the body is no AdmissionReview of admission.k8s.io/v1 but kind %q, apiVersion %q", short(kind), short(apiVersion))
+	}
+	return nil
 }
 
 // short keeps a hostile value from filling logs and answers.

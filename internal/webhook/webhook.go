@@ -1,6 +1,7 @@
-// Package webhook answers the API server's admission requests over HTTPS: /inject gives a pod its sidecar. It reads and bounds
-// what comes in, asks package inject, and says the outcome: as a patch, as warnings and errors that name the pod and the cause,
-// as metrics and as logs. It has no side effects, so a dry run is answered like any other request.
+// Package webhook answers the API server's admission requests over HTTPS: /inject gives a pod its sidecar, /validate refuses Istio
+// configuration that cannot be used. It reads and bounds what comes in, asks packages inject and validate, and says the outcome:
+// as a patch, as warnings and errors that name the object and the cause, as metrics and as logs. It has no side effects, so a dry
+// run is answered like any other request.
 //
 // Whoever can reach the port can call it: bodies are limited in size and in number, bad input is answered and never logged in
 // full, a panic ends one request.
@@ -54,19 +55,29 @@ const (
 type Config struct {
 	// Config gives the configuration in force, nil while there is none. It is called for each request and must not block.
 	Config     func() *inject.Config
+	Revision   string // of this control plane; refusals carry it
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 	// TemplateTime is how long an operator's templates may run for one pod; 0 is two seconds.
 	TemplateTime time.Duration
 }
 
-// Handler serves the webhooks. It is an http.Handler for the paths /inject and /inject/cluster/CLUSTER/net/NETWORK.
+// Handler serves the webhooks. It is an http.Handler for the paths /inject, /inject/cluster/CLUSTER/net/NETWORK and /validate.
 type Handler struct {
-	config  Config
-	metrics *metrics
-	bytes   *semaphore.Weighted
-	turns   *semaphore.Weighted // of templates
-	mux     *http.ServeMux
+	config    Config
+	metrics   *metrics
+	validated *validationMetrics
+	bytes     *semaphore.Weighted
+	turns     *semaphore.Weighted // of templates
+	mux       *http.ServeMux
+}
+
+// endpoint is what one path does with a request whose body was read.
+type endpoint struct {
+	what    string              // as in "injection failed"
+	failed  func(status int)    // counts a request that no API server would send, or that could not be answered
+	seconds prometheus.Observer // nil where nobody measures
+	answer  func(ctx context.Context, body []byte) (answer []byte, status int, err error)
 }
 
 // New registers the metrics; it starts nothing.
@@ -81,12 +92,17 @@ func New(c Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Handler{config: c, metrics: m, bytes: semaphore.NewWeighted(maxInFlight),
+	v, err := newValidationMetrics(c.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	h := &Handler{config: c, metrics: m, validated: v, bytes: semaphore.NewWeighted(maxInFlight),
 		turns: semaphore.NewWeighted(int64(templateTurns * runtime.GOMAXPROCS(0))), mux: http.NewServeMux()}
 	h.mux.HandleFunc("POST /inject", h.serveInject)
 	h.mux.HandleFunc("POST /inject/cluster/{cluster}", h.serveInject)
 	h.mux.HandleFunc("POST /inject/cluster/{cluster}/net/{network}", h.serveInject)
 	h.mux.HandleFunc("POST "+verdict.InjectionPath, h.serveProbe)
+	h.mux.HandleFunc("POST /validate", h.serveValidate)
 	return h, nil
 }
 
@@ -96,16 +112,23 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.Serv
 // serveInject gives pods their sidecars.
 func (h *Handler) serveInject(w http.ResponseWriter, r *http.Request) {
 	h.metrics.requests.Inc()
-	h.serve(w, r, func(body []byte) ([]byte, int, error) {
-		return h.contain(r.Context(), body, r.PathValue("cluster"), r.PathValue("network"))
-	})
+	h.serve(w, r, h.injection(r.PathValue("cluster"), r.PathValue("network")))
+}
+
+func (h *Handler) injection(cluster, network string) endpoint {
+	return endpoint{
+		what: "injection", failed: func(int) { h.metrics.failure.Inc() }, seconds: h.metrics.seconds,
+		answer: func(ctx context.Context, body []byte) ([]byte, int, error) {
+			return h.answer(ctx, body, cluster, network)
+		},
+	}
 }
 
 // serve reads a request and writes its answer. A request that no API server would send gets an HTTP error.
-func (h *Handler) serve(w http.ResponseWriter, r *http.Request, answerTo func(body []byte) ([]byte, int, error)) {
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, e endpoint) {
 	fail := func(status int, err error) {
-		h.metrics.failure.Inc()
-		h.config.Log.Warn("injection request refused", "status", status, "peer", r.RemoteAddr, "error", err)
+		e.failed(status)
+		h.config.Log.Warn(e.what+" request refused", "status", status, "peer", r.RemoteAddr, "error", err)
 		http.Error(w, err.Error(), status)
 	}
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
@@ -129,7 +152,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, answerTo func(bo
 		fail(status, err)
 		return
 	}
-	answer, status, err := answerTo(body)
+	answer, status, err := h.contain(r.Context(), body, e)
 	release() // before the answer is written: who reads it slowly, or not at all, holds up nobody else
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	if err != nil {
@@ -175,23 +198,20 @@ func readBody(w http.ResponseWriter, r *http.Request) (body []byte, status int, 
 	return b.Bytes(), 0, nil
 }
 
-// contain answers, and measures it.
-func (h *Handler) contain(ctx context.Context, body []byte, cluster, network string) (answer []byte, status int, err error) {
+// contain answers, measures it, and turns a panic into an error of this one request.
+func (h *Handler) contain(ctx context.Context, body []byte, e endpoint) (answer []byte, status int, err error) {
 	start := time.Now()
-	defer func() { h.metrics.seconds.Observe(time.Since(start).Seconds()) }()
-	return h.guard(func() ([]byte, int, error) { return h.answer(ctx, body, cluster, network) })
-}
-
-// guard turns a panic into an error of this one request.
-func (h *Handler) guard(f func() ([]byte, int, error)) (answer []byte, status int, err error) {
 	defer func() {
+		if e.seconds != nil {
+			e.seconds.Observe(time.Since(start).Seconds())
+		}
 		if p := recover(); p != nil {
 			h.metrics.panics.Inc()
-			h.config.Log.Error("injection panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			answer, status, err = nil, http.StatusInternalServerError, errors.New("injection failed by a bug of the control plane: its log says where")
+			h.config.Log.Error(e.what+" panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			answer, status, err = nil, http.StatusInternalServerError, errors.New(e.what+" failed by a bug of the control plane: its log says where")
 		}
 	}()
-	return f()
+	return e.answer(ctx, body)
 }
 
 // noConfiguration is what is told while there is no configuration.

@@ -51,7 +51,7 @@ func (s *syncBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return 
 func serve(t testing.TB, config func() *inject.Config) *peer {
 	t.Helper()
 	p := &peer{registry: prometheus.NewPedanticRegistry(), log: &syncBuffer{}}
-	h, err := webhook.New(webhook.Config{Config: config, Registerer: p.registry, Log: slog.New(slog.NewTextHandler(p.log, nil))})
+	h, err := webhook.New(webhook.Config{Config: config, Revision: "test", Registerer: p.registry, Log: slog.New(slog.NewTextHandler(p.log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

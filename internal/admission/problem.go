@@ -1,0 +1,60 @@
+package admission
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+func (k Key) ref(generation int64) ref.Ref {
+	return ref.Ref{Group: "admissionregistration.k8s.io", Kind: string(k.Kind), Name: k.Name, Generation: generation}
+}
+
+// Problem is what is wrong until the patch is applied.
+func (p Patch) Problem() diag.Problem {
+	var names []string
+	for _, d := range p.Entries {
+		if d.Bundle != Right {
+			names = append(names, fmt.Sprintf("%s (%s)", d.Name, d.Bundle))
+		}
+	}
+	return diag.Problem{
+		Code: diag.WebhookDrift, Severity: diag.Error, Object: p.ref(p.Generation),
+		Field:  "webhooks[].clientConfig.caBundle",
+		Detail: fmt.Sprintf("the API server cannot trust the control plane: the bundle of %s is not this mesh's root", strings.Join(names, ", ")),
+		Hint:   "the control plane puts it back by itself; keep other tools from writing caBundle (GitOps: ignore differences of this field)",
+	}
+}
+
+// Problem is what to know about a configuration in a feud that has a name, or ok is false.
+func (f *Feud) Problem(k Key) (p diag.Problem, ok bool) {
+	by, _, n := f.Rival()
+	if n < feudNamed {
+		return p, false
+	}
+	p = diag.Problem{
+		Code: diag.WebhookRival, Severity: diag.Warning, Object: k.ref(0), Field: "webhooks[].clientConfig.caBundle",
+		Detail: fmt.Sprintf("%s has overwritten the control plane's repair %d times: until the next repair the API server cannot call the webhook", by, n),
+		Hint:   "end that writer, or let it ignore caBundle and failurePolicy (docs/webhooks.md has the rules for Argo CD, Flux and Helm)",
+	}
+	if pause := f.Pause(); pause > 0 {
+		p.Severity = diag.Error
+		p.Detail += fmt.Sprintf("; it is repaired only every %s now", pause)
+	}
+	return p, true
+}
+
+// MissingProblem says what the absence of a configuration means and how to restore it.
+func MissingProblem(k Key, revision string) diag.Problem {
+	p := diag.Problem{
+		Code: diag.WebhookDeleted, Severity: diag.Error, Object: k.ref(0),
+		Detail: "it does not exist: new pods get no sidecar from revision " + revision,
+		Hint:   "nothing puts it back by itself, because people must be able to delete it; restore it with `selvage install --revision " + revision + "` (the options of the installation again), or `selvage uninstall` the revision",
+	}
+	if k.Kind == Validating {
+		p.Severity, p.Detail = diag.Warning, "it does not exist: revision "+revision+" refuses no invalid Istio configuration any more"
+	}
+	return p
+}

@@ -1,0 +1,136 @@
+// Package validate says what is wrong with one object of Istio's API, looked at alone: fields and values that its schema does not
+// have, and what its documentation forbids. It is pure.
+//
+// What no check here knows is admitted: a refusal stops somebody's work, so it must be right. Checks that need other objects
+// belong to an analysis. A new check is one more function call in the kind's check; a new kind is one more row of kinds.
+package validate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	extensions "istio.io/api/extensions/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
+	networkingbeta "istio.io/api/networking/v1beta1"
+	security "istio.io/api/security/v1beta1"
+	telemetry "istio.io/api/telemetry/v1alpha1"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/ref"
+)
+
+// message is a spec: a protobuf message that reads its JSON as Istio does, durations such as 1h included.
+type message interface {
+	proto.Message
+	json.Unmarshaler
+}
+
+// kind is how the objects of one kind are checked.
+type kind struct {
+	group, name string
+	spec        func() message
+	check       func(*check, message) // nil while only the schema is checked
+}
+
+// checked makes a kind's check of a function for its type.
+func checked[M message](f func(*check, M)) func(*check, message) {
+	return func(c *check, m message) {
+		if typed, ok := m.(M); ok {
+			f(c, typed)
+		}
+	}
+}
+
+const (
+	networkingGroup = "networking.istio.io"
+	securityGroup   = "security.istio.io"
+	telemetryGroup  = "telemetry.istio.io"
+	extensionsGroup = "extensions.istio.io"
+)
+
+var kinds = []kind{
+	{networkingGroup, "DestinationRule", func() message { return &networking.DestinationRule{} }, checked(destinationRule)},
+	{networkingGroup, "EnvoyFilter", func() message { return &networking.EnvoyFilter{} }, checked(envoyFilter)},
+	{networkingGroup, "Gateway", func() message { return &networking.Gateway{} }, checked(gateway)},
+	{networkingGroup, "ProxyConfig", func() message { return &networkingbeta.ProxyConfig{} }, nil},
+	{networkingGroup, "ServiceEntry", func() message { return &networking.ServiceEntry{} }, checked(serviceEntry)},
+	{networkingGroup, "Sidecar", func() message { return &networking.Sidecar{} }, checked(sidecar)},
+	{networkingGroup, "VirtualService", func() message { return &networking.VirtualService{} }, checked(virtualService)},
+	{networkingGroup, "WorkloadEntry", func() message { return &networking.WorkloadEntry{} }, nil},
+	{networkingGroup, "WorkloadGroup", func() message { return &networking.WorkloadGroup{} }, nil},
+	{securityGroup, "AuthorizationPolicy", func() message { return &security.AuthorizationPolicy{} }, checked(authorizationPolicy)},
+	{securityGroup, "PeerAuthentication", func() message { return &security.PeerAuthentication{} }, checked(peerAuthentication)},
+	{securityGroup, "RequestAuthentication", func() message { return &security.RequestAuthentication{} }, nil},
+	{telemetryGroup, "Telemetry", func() message { return &telemetry.Telemetry{} }, nil},
+	{extensionsGroup, "WasmPlugin", func() message { return &extensions.WasmPlugin{} }, nil},
+	{extensionsGroup, "TrafficExtension", func() message { return &extensions.TrafficExtension{} }, nil},
+}
+
+// Groups are the API groups of the kinds, sorted.
+func Groups() []string {
+	var groups []string
+	for _, k := range kinds {
+		groups = append(groups, k.group)
+	}
+	slices.Sort(groups)
+	return slices.Compact(groups)
+}
+
+// Knows reports whether objects of the kind are checked.
+func Knows(group, name string) bool { return find(group, name) != nil }
+
+func find(group, name string) *kind {
+	for i := range kinds {
+		if kinds[i].group == group && kinds[i].name == name {
+			return &kinds[i]
+		}
+	}
+	return nil
+}
+
+// object is what every object has.
+type object struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Metadata   struct {
+		Name       string `json:"name"`
+		Namespace  string `json:"namespace"`
+		Generation int64  `json:"generation"`
+	} `json:"metadata"`
+	Spec json.RawMessage `json:"spec"`
+}
+
+// ErrNotJSON is returned for input that is no JSON object.
+var ErrNotJSON = errors.New("it is no JSON object of Kubernetes")
+
+// Object gives the problems of one object, given as JSON; none for kinds that are not of Istio's API. An Error is a reason to refuse
+// it, a Warning is not. The error is ErrNotJSON, wrapped.
+func Object(raw []byte) ([]diag.Problem, error) {
+	var o object
+	if err := json.Unmarshal(raw, &o); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotJSON, err)
+	}
+	group, _, grouped := strings.Cut(o.APIVersion, "/")
+	if !grouped {
+		return nil, nil // a core kind of Kubernetes
+	}
+	k := find(group, o.Kind)
+	if k == nil {
+		return nil, nil
+	}
+	c := &check{object: ref.Ref{Group: group, Kind: o.Kind, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name, Generation: o.Metadata.Generation}}
+	spec := k.spec()
+	if len(o.Spec) > 0 {
+		if !c.decode(o.Spec, spec) {
+			return c.problems, nil
+		}
+	}
+	if k.check != nil {
+		k.check(c, spec)
+	}
+	return c.problems, nil
+}
