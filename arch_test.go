@@ -50,12 +50,14 @@ var mayImport = map[string][]string{
 	"readiness":     {},
 	"intercept":     {},
 	"agent":         {"pki", "readiness", "trust", "version", "xds/envoy"},
-	"install":       {"diag", "inject", "probe/verdict", "ref", "restart", "validate", "version"},
-	"cli":           {"diag", "inject", "install", "ref", "trust", "version"},
+	"install":       {"diag", "inject", "probe/verdict", "ref", "restart", "revision", "validate", "version"},
+	"revision":      {"diag", "inject", "ref"},
+	"revision/live": {"diag", "inject", "revision"},
+	"cli":           {"diag", "inject", "install", "ref", "revision", "revision/live", "trust", "version"},
 }
 
 // pure are the packages that do no I/O and read no clock: what they return depends on what they are given.
-var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "probe/verdict", "validate"}
+var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "probe/verdict", "revision", "validate"}
 
 // impure are imports that a pure package cannot have.
 var impure = []string{"os", "os/exec", "net/http", "log", "log/slog", "google.golang.org/grpc", "k8s.io/client-go"}

@@ -7,12 +7,14 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/selvage-mesh/selvage/internal/admission"
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/pki"
+	"github.com/selvage-mesh/selvage/internal/revision"
 	"github.com/selvage-mesh/selvage/internal/validate"
 )
 
@@ -30,6 +32,7 @@ type options struct {
 	caKey        keyKind
 	logLevel     string
 	probeAll     bool
+	staleGrace   time.Duration
 }
 
 // keyKind is pki.KeyKind as a flag.
@@ -57,6 +60,7 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain of the workloads' identities")
 	f.BoolVar(&o.probeAll, "probe-all", false, "prove by dry runs that the webhooks of every revision work, not only this one's")
 	f.Var(&o.caKey, "ca-key", "key of a self-signed root and of the control plane's own certificates: ecdsa (P-256), rsa (2048), or bits of RSA")
+	f.DurationVar(&o.staleGrace, "stale-grace", revision.DefaultGrace, "for how long another revision's control plane must be gone before its webhooks are stale")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"istio.io/api/label"
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,6 +29,8 @@ import (
 	"github.com/selvage-mesh/selvage/internal/podwatch"
 	"github.com/selvage-mesh/selvage/internal/probe"
 	"github.com/selvage-mesh/selvage/internal/reconcile"
+	"github.com/selvage-mesh/selvage/internal/revision"
+	"github.com/selvage-mesh/selvage/internal/revision/live"
 	"github.com/selvage-mesh/selvage/internal/translate"
 	"github.com/selvage-mesh/selvage/internal/trust"
 	"github.com/selvage-mesh/selvage/internal/version"
@@ -137,6 +140,14 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	leftovers := problemLog{log: log}
+	staleness, err := live.NewWatcher(live.WatcherConfig{
+		Kubernetes: client, Revision: o.revision, Replica: replica, Grace: o.staleGrace, Events: recorder, Problems: leftovers.report,
+		Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
 	authorizer, err := ca.NewAuthorizer(client, o.namespace, metrics)
 	if err != nil {
 		return err
@@ -155,12 +166,14 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	work.Go(func() error { return proxies.Run(ctx) })
 	work.Go(func() error { return webhooks.Run(ctx) })
 	work.Go(func() error { return front.run(ctx) })
-	lead := func(lease string, run func(context.Context) error) {
+	lead := func(lease string, labels map[string]string, run func(context.Context) error) {
+		labels[revision.OwnerLabel] = revision.Owner // by which an uninstallation finds them
 		work.Go(func() error {
-			return kube.Lead(ctx, kube.LeadConfig{Kubernetes: client, Namespace: o.namespace, Lease: lease, Identity: replica, Log: log}, run)
+			return kube.Lead(ctx, kube.LeadConfig{Kubernetes: client, Namespace: o.namespace, Lease: lease, Identity: replica, Labels: labels, Log: log}, run)
 		})
 	}
-	lead(inject.ObjectName("selvage-webhooks", o.revision), func(ctx context.Context) error {
+	ofRevision := map[string]string{label.IoIstioRev.Name: o.revision}
+	lead(inject.ObjectName(revision.WebhooksLease, o.revision), ofRevision, func(ctx context.Context) error {
 		work, ctx := errgroup.WithContext(ctx)
 		work.Go(func() error { return webhooks.Lead(ctx) })
 		work.Go(func() error { return validation.Run(ctx) })
@@ -169,10 +182,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		work.Go(func() error { return self.run(ctx) })
 		return work.Wait()
 	})
-	lead("selvage-roots", func(ctx context.Context) error {
+	lead("selvage-roots", map[string]string{}, func(ctx context.Context) error { // what all revisions share
 		work, ctx := errgroup.WithContext(ctx)
 		work.Go(func() error { return roots.Run(ctx) })
 		work.Go(func() error { return rotation.Run(ctx) })
+		work.Go(func() error { return staleness.Run(ctx) })
 		return work.Wait()
 	})
 	err = work.Wait()

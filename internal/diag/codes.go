@@ -34,6 +34,8 @@ const (
 	WebhookDeleted Code = "SEL0043"
 	// InvalidRoot marks a Secret or file that should hold the mesh's root and does not.
 	InvalidRoot Code = "SEL0041"
+	// StaleWebhook marks a webhook configuration that calls a control plane which is gone.
+	StaleWebhook Code = "SEL0045"
 
 	// WebhookMissing marks a revision whose webhook the API server does not call.
 	WebhookMissing Code = "SEL0060"

@@ -43,7 +43,7 @@ func (i *Installer) prepare(ctx context.Context, o Options) (*prepared, []Change
 	if objects, err = i.withoutPolicies(objects); err != nil {
 		return nil, nil, err
 	}
-	if err := i.oneDefault(ctx, o); err != nil {
+	if err := i.oneAnswer(ctx, o); err != nil {
 		return nil, nil, err
 	}
 	if err := i.mayApply(ctx, objects); err != nil {

@@ -303,9 +303,14 @@ func TestOneDefault(t *testing.T) {
 		want    string
 	}{
 		"the default revision is there": {canary, plain, `istio-sidecar-injector makes revision "default" the default one already`},
-		"the default tag is there":      {install.Default("1.0.0"), tag, `istio-revision-tag-default makes revision "canary" the default one already`},
-		"it is out of use":              {canary, off, ""},
-		"nothing is there":              {canary, nil, ""},
+		"the default tag is there":      {install.Default("1.0.0"), tag, `the tag "default" leads to revision canary (MutatingWebhookConfiguration istio-revision-tag-default)`},
+		"a tag has taken it over": {install.Default("1.0.0"), func() *admissionv1.MutatingWebhookConfiguration {
+			c := plain.DeepCopy()
+			c.Labels["istio.io/rev"], c.Labels["istio.io/tag"] = "canary", "default"
+			return c
+		}(), `the tag "default" leads to revision canary`},
+		"it is out of use": {canary, off, ""},
+		"nothing is there": {canary, nil, ""},
 	} {
 		config := clients()
 		if c.live != nil {
@@ -319,7 +324,7 @@ func TestOneDefault(t *testing.T) {
 		if err == nil {
 			t.Fatal("the fakes cannot let a plan through")
 		}
-		if told := strings.Contains(err.Error(), "default one already"); told != (c.want != "") || !strings.Contains(err.Error(), c.want) {
+		if told := strings.Contains(err.Error(), "MutatingWebhookConfiguration istio"); told != (c.want != "") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -86,32 +86,50 @@ func (i *Installer) survey(ctx context.Context, objects []*unstructured.Unstruct
 	return s, nil
 }
 
-// oneDefault refuses a second answer to the labels that name no revision: the API server would call both, and which sidecar a
-// pod gets would hang on the names of two configurations.
-func (i *Installer) oneDefault(ctx context.Context, o Options) error {
-	rival := ""
-	switch {
-	case o.revision() == DefaultRevision:
-		rival = inject.Registration{Tag: inject.DefaultTag}.Name()
-	case slices.Contains(o.Tags, inject.DefaultTag):
-		rival = inject.Registration{}.Name()
-	default:
-		return nil
+// oneAnswer refuses a second answer to the same labels: the API server would call both, and which sidecar a pod gets would hang on the
+// names of two configurations. Such an answer is another default revision, or a tag of this revision's name.
+func (i *Installer) oneAnswer(ctx context.Context, o Options) error {
+	hooks := i.kubernetes.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	var rivals []string
+	if slices.Contains(o.Tags, inject.DefaultTag) {
+		rivals = append(rivals, inject.Registration{}.Name())
 	}
-	c, err := i.kubernetes.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, rival, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
+	rivals = append(rivals, inject.Registration{Tag: o.revision()}.Name())
+	if o.revision() == DefaultRevision {
+		rivals = append(rivals, inject.Registration{}.Name()) // its own, which a tag may have taken over
 	}
-	if err != nil {
-		return fmt.Errorf("read MutatingWebhookConfiguration %s: %w", rival, err)
+	for _, rival := range rivals {
+		c, err := hooks.Get(ctx, rival, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read MutatingWebhookConfiguration %s: %w", rival, err)
+		}
+		other, tag := c.Labels[label.IoIstioRev.Name], c.Labels[label.IoIstioTag.Name]
+		if other == o.revision() && tag == inject.DefaultTag && slices.Contains(o.Tags, tag) && rival != (inject.Registration{Tag: tag}).Name() {
+			return fmt.Errorf("revision %s is the default one already, by MutatingWebhookConfiguration %s: leave out --set-default. Nothing was changed", other, rival)
+		}
+		if other == o.revision() || !answersLabels(c, o.revision()) {
+			continue // its own, or put out of use, as istioctl does
+		}
+		if tag != "" && tag == o.revision() {
+			return fmt.Errorf("the tag %q leads to revision %s (MutatingWebhookConfiguration %s), and two cannot answer to one name: "+
+				"remove the tag first (selvage revision tag remove %s). Nothing was changed", tag, other, rival, tag)
+		}
+		return fmt.Errorf("MutatingWebhookConfiguration %s makes revision %q the default one already, and two cannot be: "+
+			"move the tag instead (selvage revision tag set default --revision %s, once it is installed without --set-default), or uninstall that revision. Nothing was changed",
+			rival, other, o.revision())
 	}
-	asks := map[string]string{inject.NamespaceInjection: "enabled"}
-	if !slices.ContainsFunc(c.Webhooks, func(w admissionv1.MutatingWebhook) bool { return selects(w.NamespaceSelector, asks) }) {
-		return nil // put out of use, as istioctl does
-	}
-	return fmt.Errorf("MutatingWebhookConfiguration %s makes revision %q the default one already, and two cannot be: "+
-		"remove it (kubectl delete mutatingwebhookconfiguration %s) or uninstall that revision. Nothing was changed",
-		rival, c.Labels[label.IoIstioRev.Name], rival)
+	return nil
+}
+
+// answersLabels reports whether a configuration is called for namespaces that name the revision, or that ask for the default one.
+func answersLabels(c *admissionv1.MutatingWebhookConfiguration, name string) bool {
+	return slices.ContainsFunc(c.Webhooks, func(w admissionv1.MutatingWebhook) bool {
+		return selects(w.NamespaceSelector, map[string]string{inject.NamespaceInjection: "enabled"}) ||
+			selects(w.NamespaceSelector, map[string]string{label.IoIstioRev.Name: name})
+	})
 }
 
 // DeniedError lists the rights that the user lacks, as in "create and patch services, configmaps in namespace istio-system".
@@ -146,6 +164,28 @@ func (i *Installer) may(ctx context.Context, objects []*unstructured.Unstructure
 		if !slices.Contains(wanted, r) {
 			wanted = append(wanted, r)
 		}
+	}
+	lacks := make([]bool, len(wanted)*len(verbs))
+	err := each(ctx, lacks, func(ctx context.Context, n int, _ bool) (err error) {
+		lacks[n], err = i.denied(ctx, wanted[n/len(verbs)], verbs[n%len(verbs)])
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if missing := describeRights(wanted, verbs, lacks); len(missing) > 0 {
+		return &DeniedError{Missing: missing}
+	}
+	return nil
+}
+
+// mayRemove fails when the user lacks a right that an uninstallation takes, and names all.
+func (i *Installer) mayRemove(ctx context.Context, dryRun bool) error {
+	wanted := []kindRef{mutatingWebhooks, validatingWebhooks, deployments, disruptionBudgets, services, endpointSlices, configMaps,
+		serviceAccounts, roles, roleBindings, clusterRoles, clusterBindings, definitionsKind, leases}
+	verbs := []string{"list", "delete"}
+	if dryRun {
+		verbs = verbs[:1]
 	}
 	lacks := make([]bool, len(wanted)*len(verbs))
 	err := each(ctx, lacks, func(ctx context.Context, n int, _ bool) (err error) {

@@ -13,6 +13,9 @@ import (
 	"istio.io/api/annotation"
 	"istio.io/api/label"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 const sliceMaker = discoveryv1.LabelManagedBy
@@ -28,6 +31,8 @@ const (
 
 	webhooksLease = "selvage-webhooks" // with -REV: who keeps the webhooks of a revision right
 	rootsLease    = "selvage-roots"    // who distributes the root of all revisions
+
+	removedWebhooks = "selvage-removed-webhooks" // ConfigMap: stale webhooks that were removed, for undo
 )
 
 // Removal is what Uninstall takes and what it leaves.
@@ -57,8 +62,14 @@ func revisionSelector(o Options) string { return label.IoIstioRev.Name + "=" + o
 // put back what goes after it. It does not need the control plane, and what is gone already is not missed.
 func (i *Installer) Uninstall(ctx context.Context, ro RemoveOptions) (*Removal, error) {
 	r := &remover{Installer: i, options: Options{Revision: ro.Revision}, dryRun: ro.DryRun, out: &Removal{}}
+	if err := i.mayRemove(ctx, ro.DryRun); err != nil {
+		return nil, err
+	}
 	others, err := r.otherRevisions(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := r.giveBackDefault(ctx, others); err != nil {
 		return nil, err
 	}
 	mine := revisionSelector(r.options)
@@ -75,7 +86,7 @@ func (i *Installer) Uninstall(ctx context.Context, ro RemoveOptions) (*Removal, 
 			return nil, err
 		}
 	}
-	if err := r.removeLease(ctx, r.options.Name(webhooksLease)); err != nil {
+	if err := r.removeLeases(ctx, r.options.Name(webhooksLease), mine); err != nil {
 		return nil, err
 	}
 	if len(others) > 0 {
@@ -111,20 +122,52 @@ func (r *remover) otherRevisions(ctx context.Context) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// removeOwned removes the objects of one kind that carry our label and match the selector.
+// removeOwned removes the objects of one kind that carry our label and match the selector. It looks again until there is none: a
+// control plane outside the cluster may have put one back before its rights were gone.
 func (r *remover) removeOwned(ctx context.Context, kind kindRef, selector string) error {
-	objects, err := r.owned(ctx, kind, selector)
-	if err != nil {
-		return err
-	}
-	for _, u := range objects {
-		if copied(&u) {
-			continue // it goes with what it was copied from
-		}
-		if err := r.drop(ctx, kind, &u); err != nil {
+	for range mostRounds {
+		objects, err := r.owned(ctx, kind, selector)
+		if err != nil {
 			return err
 		}
+		left := slices.DeleteFunc(objects, func(u unstructured.Unstructured) bool {
+			return copied(&u) || u.GetDeletionTimestamp() != nil // it goes by itself, or with what it was copied from
+		})
+		for _, u := range left {
+			if err := r.drop(ctx, kind, &u); err != nil {
+				return err
+			}
+		}
+		if len(left) == 0 || r.dryRun {
+			return nil
+		}
 	}
+	return fmt.Errorf("remove %s: they are made again and again: end the control plane outside the cluster, and repeat", kind.Resource)
+}
+
+// mostRounds bounds how often objects that come back are removed.
+const mostRounds = 10
+
+// giveBackDefault gives the revision "default" its own webhooks back when this revision has them by the tag "default" and that one stays.
+func (r *remover) giveBackDefault(ctx context.Context, others []string) error {
+	if !slices.Contains(others, DefaultRevision) {
+		return nil
+	}
+	hooks := r.kubernetes.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	observed, err := hooks.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list mutatingwebhookconfigurations: %w", err)
+	}
+	tag, err := revision.RemoveTag(observed.Items, inject.DefaultTag, func(string) bool { return true })
+	if err != nil || tag.After == nil || tag.From != r.options.revision() {
+		return nil //nolint:nilerr // there is no such tag
+	}
+	if !r.dryRun {
+		if _, err := hooks.Update(ctx, tag.After, metav1.UpdateOptions{FieldManager: FieldManager}); err != nil {
+			return fmt.Errorf("give MutatingWebhookConfiguration %s back to revision %s: %w", tag.After.Name, DefaultRevision, err)
+		}
+	}
+	r.say("  MutatingWebhookConfiguration %s is revision %s's again", tag.After.Name, DefaultRevision)
 	return nil
 }
 
@@ -179,12 +222,12 @@ func (r *remover) waitForPods(ctx context.Context) error {
 
 // removeShared removes what the last revision leaves. The mesh's state, which is the user's, stays unless it is purged.
 func (r *remover) removeShared(ctx context.Context, purge bool) error {
-	for _, kind := range []kindRef{clusterBindings, clusterRoles, serviceAccounts, configMaps} {
+	for _, kind := range []kindRef{mutatingWebhooks, validatingWebhooks, clusterBindings, clusterRoles, roleBindings, roles, serviceAccounts, configMaps} {
 		if err := r.removeOwned(ctx, kind, "!"+label.IoIstioRev.Name); err != nil {
 			return err
 		}
 	}
-	if err := r.removeLease(ctx, rootsLease); err != nil {
+	if err := r.removeLeases(ctx, rootsLease, "!"+label.IoIstioRev.Name); err != nil {
 		return err
 	}
 	if err := r.removeProbe(ctx); err != nil {
@@ -199,12 +242,29 @@ func (r *remover) removeShared(ctx context.Context, purge bool) error {
 	return r.removeNamespace(ctx)
 }
 
-// removeLease removes a lease of the control plane's. Leases carry no labels; their names are Selvage's own.
-func (r *remover) removeLease(ctx context.Context, name string) error {
-	lease, err := r.get(ctx, leases, Namespace, name)
-	if err != nil || lease == nil {
+// removeLeases removes the leases of the control plane's that match the selector, and the one of that name, which an earlier release
+// made without labels.
+func (r *remover) removeLeases(ctx context.Context, name, selector string) error {
+	owned, err := r.owned(ctx, leases, selector)
+	if err != nil {
 		return err
 	}
+	named, err := r.get(ctx, leases, Namespace, name)
+	if err != nil {
+		return err
+	}
+	if named != nil && !slices.ContainsFunc(owned, func(u unstructured.Unstructured) bool { return u.GetUID() == named.GetUID() }) {
+		owned = append(owned, *named)
+	}
+	for n := range owned {
+		if err := r.removeLease(ctx, &owned[n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *remover) removeLease(ctx context.Context, lease *unstructured.Unstructured) error {
 	holder, _, _ := unstructured.NestedString(lease.Object, "spec", "holderIdentity")
 	renewed, _, _ := unstructured.NestedString(lease.Object, "spec", "renewTime")
 	at, err := time.Parse(time.RFC3339Nano, renewed)

@@ -28,10 +28,11 @@ const (
 // LeadConfig says for which lease to stand.
 type LeadConfig struct {
 	Kubernetes kubernetes.Interface
-	Namespace  string       // of the Lease
-	Lease      string       // its name
-	Identity   string       // of this replica, for people; what the lease shows is unique to the process
-	Log        *slog.Logger // nil for none
+	Namespace  string            // of the Lease
+	Lease      string            // its name
+	Identity   string            // of this replica, for people; what the lease shows is unique to the process
+	Labels     map[string]string // of the Lease, by which it is found and removed; nil for none
+	Log        *slog.Logger      // nil for none
 }
 
 // Lead calls run while this process holds the lease, one process at a time: run's context ends when the lease is lost, and
@@ -78,6 +79,7 @@ func (t *term) serve(ctx context.Context) (ended bool, err error) {
 	lock := &watchedLock{log: t.config.Log, said: map[string]string{}, Interface: &resourcelock.LeaseLock{
 		LeaseMeta:  metav1.ObjectMeta{Namespace: t.config.Namespace, Name: t.config.Lease},
 		Client:     t.config.Kubernetes.CoordinationV1(),
+		Labels:     t.config.Labels,
 		LockConfig: resourcelock.ResourceLockConfig{Identity: t.config.Identity},
 	}}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
