@@ -145,7 +145,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "", "output format: table, json or yaml")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd.CommandPath(), err} })
 	root.AddCommand(a.upCommand(), a.downCommand(), a.installCommand(), a.uninstallCommand(), a.statusCommand(),
-		a.injectCommand(), a.caCommand(), a.versionCommand())
+		a.injectCommand(), a.revisionCommand(), a.caCommand(), a.versionCommand())
 	a.registerCompletions(root)
 	a.layOut(root)
 	root.InitDefaultHelpCmd()

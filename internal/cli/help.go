@@ -12,9 +12,16 @@ import (
 func (a *app) layOut(root *cobra.Command) {
 	// The flag package lets a line run up to five columns over, so that no single word is left for the next.
 	const wrapped = ".FlagUsagesWrapped 75"
-	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", wrapped))
-	for _, cmd := range append(root.Commands(), root) {
-		cmd.Long = a.reflow(cmd.Long)
+	usage := strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", wrapped)
+	root.SetUsageTemplate(strings.ReplaceAll(usage, " for more information about a command.", " for more."))
+	a.reflowAll(root)
+}
+
+// reflowAll lays out the texts of a command and of those below it.
+func (a *app) reflowAll(cmd *cobra.Command) {
+	cmd.Long = a.reflow(cmd.Long)
+	for _, below := range cmd.Commands() {
+		a.reflowAll(below)
 	}
 }
 

@@ -188,9 +188,10 @@ func readerToken(ctx context.Context, c *connection) (string, error) {
 
 // target is one way to a replica.
 type target struct {
-	name    string
-	outside bool // of the cluster
-	read    func(ctx context.Context, token string) (*syncz, error)
+	name     string
+	revision string // of its control plane, "" when the user has named the address
+	outside  bool   // of the cluster
+	read     func(ctx context.Context, token string) (*syncz, error)
 }
 
 // targets finds the replicas: each pod, through the API server's port-forward; a control plane outside the cluster where its
@@ -206,7 +207,7 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 	}
 	for _, pod := range pods.Items {
 		if pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil {
-			targets = append(targets, target{name: pod.Name, read: func(ctx context.Context, token string) (*syncz, error) {
+			targets = append(targets, target{name: pod.Name, revision: pod.Labels[label.IoIstioRev.Name], read: func(ctx context.Context, token string) (*syncz, error) {
 				return c.readPod(ctx, pod.Name, token)
 			}})
 		}
@@ -224,7 +225,9 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 			return nil, err
 		}
 		for _, found := range addresses {
-			targets = append(targets, outside(found))
+			t := outside(found)
+			t.revision = service.Labels[label.IoIstioRev.Name]
+			targets = append(targets, t)
 		}
 	}
 	switch {

@@ -89,7 +89,8 @@ func run(t testing.TB, home, stdin string, args ...string) result {
 // TestHelp holds the help of every command to its form: what it is in a line, examples that begin with the program's name as
 // it was called, and lines that a terminal of 80 columns shows whole.
 func TestHelp(t *testing.T) {
-	commands := []string{"up", "down", "install", "uninstall", "status", "inject", "version"}
+	commands := []string{"up", "down", "install", "uninstall", "status", "inject", "version", "revision", "revision list", "revision tag",
+		"revision tag set", "revision tag remove", "revision migrate", "revision retire", "revision prune"}
 	for program, called := range map[string]string{
 		"selvage": "selvage", "bin/selvage": "bin/selvage", "/usr/local/bin/selvage": "selvage", "/usr/local/bin/kubectl-selvage": "kubectl selvage",
 	} {
