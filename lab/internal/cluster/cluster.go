@@ -80,6 +80,8 @@ type Config struct {
 	// Host is an address of the lab's own network, where pods and webhooks are; "" on the machine's network, where
 	// everything binds to loopback.
 	Host string
+	// AuditPolicy and AuditLog are paths: what the API server writes down, and where. "" for nothing.
+	AuditPolicy, AuditLog string
 	// Kubeconfig returns the path of the kubeconfig of a user named in package pki.
 	Kubeconfig func(user string) string
 }
@@ -144,12 +146,27 @@ func (c Config) apiServer() []string {
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--proxy-client-cert-file=" + c.PKI.Cert(pki.FrontProxyClient), "--proxy-client-key-file=" + c.PKI.Key(pki.FrontProxyClient),
 	}
+	if c.AuditPolicy != "" {
+		args = append(args, "--audit-policy-file="+c.AuditPolicy, "--audit-log-path="+c.AuditLog, "--audit-log-maxsize=50", "--audit-log-maxbackup=1")
+	}
 	if c.Host == "" {
 		// Endpoints of the Service "kubernetes" may not be loopback addresses, and there is no pod to use them.
 		return append(args, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none")
 	}
 	return append(args, "--bind-address=0.0.0.0", "--advertise-address="+c.Host)
 }
+
+// AuditPolicy writes down what the mesh's control planes ask of the API server, and what they are answered: which rights they use, and
+// which they lack.
+const AuditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+omitManagedFields: true
+rules:
+- level: Metadata
+  userGroups: ["system:serviceaccounts:istio-system"]
+- level: None
+`
 
 func (c Config) controllerManager() []string {
 	tokenKey, _ := c.PKI.TokenKey()

@@ -86,6 +86,10 @@ func (l *Lab) foundation(ctx context.Context) error {
 		PKI: l.pki(), Data: l.dir.File("etcd"), Ports: ports,
 		Kubeconfig: func(user string) string { return l.dir.File("pki", user+".kubeconfig") },
 	}
+	if err := l.dir.Write("audit-policy.yaml", []byte(cluster.AuditPolicy), 0o644); err != nil {
+		return err
+	}
+	l.plane.AuditPolicy, l.plane.AuditLog = l.dir.File("audit-policy.yaml"), l.dir.File("logs", "audit.log")
 	if l.network != "" {
 		l.plane.Host = cluster.Host
 		params.Addresses = []net.IP{parseIP(cluster.Host)}

@@ -25,7 +25,7 @@ import (
 const grace = 3 * time.Second
 
 // entries are the names in a lab's folder that belong to the lab. Anything else in there is somebody's, and stays.
-var entries = []string{"etcd", "pki", "node", "logs", "kubeconfig", "mesh.yaml", "shop.yaml", labFile}
+var entries = []string{"etcd", "pki", "node", "logs", "kubeconfig", "audit-policy.yaml", "mesh.yaml", "shop.yaml", labFile}
 
 const (
 	labFile  = "lab.json"
