@@ -112,6 +112,11 @@ golden: ## rewrite the golden files from what the code gives now; read the diff 
 bench: ## benchmarks; BENCH=REGEXP chooses, compare two runs with benchstat
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count 6 ./internal/... | tee .cache/bench-$$(git rev-parse --short HEAD).txt
 
+.PHONY: bench-drift
+bench-drift: ## 500 random drifts of webhooks on a real API server, and a minute with a rival (12 minutes)
+	@$(GO) test -run '^$$' -bench Drift -benchtime 500x -timeout 30m ./e2e
+	@$(GO) test -run '^$$' -bench Rival -benchtime 1x -timeout 30m ./e2e
+
 .PHONY: acceptance
 acceptance: ## how much of Istio's own test data we answer alike (ACCEPTANCE_DIR); builds istioctl the first time
 	@tools/acceptance.sh

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,7 +95,7 @@ func atLevel(t *testing.T, level int) *lab {
 }
 
 // startLab starts a lab of its own in a new folder.
-func startLab(t *testing.T, level int, args ...string) *lab {
+func startLab(t testing.TB, level int, args ...string) *lab {
 	t.Helper()
 	dir, err := os.MkdirTemp("", fmt.Sprintf("selvage-e2e-%d-", level))
 	if err != nil {
@@ -109,7 +110,7 @@ func startLab(t *testing.T, level int, args ...string) *lab {
 	return readLab(t, dir)
 }
 
-func readLab(t *testing.T, dir string) *lab {
+func readLab(t testing.TB, dir string) *lab {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(dir, "lab.json"))
 	if err != nil {
@@ -146,7 +147,7 @@ func (l *lab) kubectlIn(t *testing.T, in string, args ...string) string {
 }
 
 // selvage runs the CLI against the lab and gives its standard output and its exit code.
-func (l *lab) selvage(t *testing.T, args ...string) (stdout, stderr string, code int) {
+func (l *lab) selvage(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	return command(t, nil, bin("selvage"), append(args, "--kubeconfig", l.kubeconfig())...)
 }
@@ -158,7 +159,7 @@ func (l *lab) inside(t *testing.T, args ...string) (stdout, stderr string, code 
 }
 
 // run fails the test when the command fails, with all that it said.
-func run(t *testing.T, in *strings.Reader, name string, args ...string) string {
+func run(t testing.TB, in io.Reader, name string, args ...string) string {
 	t.Helper()
 	stdout, stderr, code := command(t, in, name, args...)
 	if code != 0 {
@@ -168,7 +169,7 @@ func run(t *testing.T, in *strings.Reader, name string, args ...string) string {
 }
 
 // command runs a program to its end; a program that cannot be started fails the test.
-func command(t *testing.T, in *strings.Reader, name string, args ...string) (stdout, stderr string, code int) {
+func command(t testing.TB, in io.Reader, name string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	// Clean-up runs commands too, when the test's own context is over already.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Minute)
@@ -189,7 +190,7 @@ func command(t *testing.T, in *strings.Reader, name string, args ...string) (std
 
 // eventually asks until the answer is "" and fails with the last answer after a minute. It is for what another program will
 // do in its own time and tells nobody; what can be watched is watched.
-func eventually(t *testing.T, what string, ask func(ctx context.Context) (pending string)) {
+func eventually(t testing.TB, what string, ask func(ctx context.Context) (pending string)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
