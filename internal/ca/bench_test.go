@@ -28,7 +28,7 @@ func certificatesServer(b testing.TB, a *Authority) (dial func(certs ...tls.Cert
 	b.Cleanup(server.Stop)
 	return func(certs ...tls.Certificate) *grpc.ClientConn {
 		conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-			RootCAs: a.root.Load().issuer.Pool(), ServerName: "istiod.istio-system.svc", Certificates: certs,
+			RootCAs: a.root.Load().issuer.Pool(), ServerName: a.ServingNames()[0], Certificates: certs,
 		})))
 		if err != nil {
 			b.Fatal(err)
