@@ -21,9 +21,14 @@ type board struct {
 	*Authority
 	gone time.Duration
 
-	shown string            // the status that was written last
-	words map[string]spoken // by key of the ConfigMap
+	words map[string]spoken   // by key of the ConfigMap
+	live  map[string]struct{} // keys of the replicas that counted last
+	// left is when a replica went, or may have: its proxies are on their way to others, and nobody counts them meanwhile.
+	left time.Time
 }
+
+// comeBack is how long proxies may need to connect to another replica: Envoy tries again after at most 30 s.
+const comeBack = 45 * time.Second
 
 // maxSkew is by how much the clocks of two machines may differ before a word of one looks old to the other.
 const maxSkew = 2 * time.Minute
@@ -111,6 +116,7 @@ func (b *board) replicas(ctx context.Context, w trust.Wanted) (replicas, proxies
 		return replicas, proxies, err
 	}
 	var waiting []string
+	live := map[string]struct{}{}
 	for key, text := range data {
 		name, ok := strings.CutPrefix(key, trust.ReplicaPrefix)
 		if !ok {
@@ -125,6 +131,7 @@ func (b *board) replicas(ctx context.Context, w trust.Wanted) (replicas, proxies
 		if time.Since(b.words[key].at) > b.gone || time.Since(report.At) > maxSkew+b.gone {
 			continue // of a process that has ended, or of a pod that is asked for below
 		}
+		live[key] = struct{}{}
 		pods = slices.DeleteFunc(pods, func(pod string) bool { return pod == host })
 		replicas.Total++
 		if err != nil || report.Stage != w.Stage || report.Roots != w.Roots {
@@ -133,6 +140,16 @@ func (b *board) replicas(ctx context.Context, w trust.Wanted) (replicas, proxies
 		}
 		replicas.Done++
 		proxies = proxies.Add(report.Proxies)
+	}
+	for key := range b.live {
+		if _, still := live[key]; !still {
+			b.left = time.Now()
+		}
+	}
+	b.live = live
+	if time.Since(b.left) < comeBack {
+		replicas.Total++
+		waiting = append(waiting, "proxies of one that has ended, to connect again")
 	}
 	replicas.Total += len(pods)
 	replicas = replicas.Add(trust.Count{Waiting: append(waiting, pods...)})

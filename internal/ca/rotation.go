@@ -111,6 +111,12 @@ func (r *Rotation) step(ctx context.Context, s state) error {
 	if held == nil {
 		return nil // nothing signs yet
 	}
+	if r.board.live == nil {
+		r.board.live = map[string]struct{}{}
+		if s.record != nil {
+			r.board.left = time.Now() // who led before may have ended
+		}
+	}
 	if s.record == nil {
 		if held.stage != trust.Stable {
 			return nil // it will be told

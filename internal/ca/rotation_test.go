@@ -239,6 +239,36 @@ func TestAChangeGoesOnAfterAnyEnd(t *testing.T) {
 	})
 }
 
+// The proxies of a replica that ends are nowhere for a moment: nobody may take their silence for consent.
+func TestAStageWaitsForProxiesThatChangeReplicas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		m.set(func() {
+			m.proxies["a"] = trust.Proxy{Name: "shop/a", Roots: "01d"}
+			m.asleep["a"] = true
+		})
+		m.request("now")
+		m.set(func() { delete(m.proxies, "a") })
+		m.stop()
+		m.start()
+		m.pass(30 * time.Second)
+		s := m.status()
+		if s.Stage != trust.Distribute {
+			t.Fatalf("stage %s while a proxy that has not got the root is on its way", s.Stage)
+		}
+		m.set(func() { m.proxies["a"] = trust.Proxy{Name: "shop/a", Roots: "01d"} })
+		m.pass(5 * time.Minute)
+		if s := m.status(); s.Stage != trust.Distribute {
+			t.Errorf("stage %s", s.Stage)
+		}
+		m.set(func() { m.asleep["a"] = false })
+		m.pass(5 * time.Minute)
+		if s := m.status(); s.Stage != trust.Stable {
+			t.Errorf("stage %s", s.Stage)
+		}
+	})
+}
+
 func TestAChangeIsTakenBack(t *testing.T) {
 	for _, stage := range []trust.Stage{trust.Distribute, trust.Sign} {
 		t.Run(string(stage), func(t *testing.T) {
