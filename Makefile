@@ -116,6 +116,7 @@ bench: ## benchmarks; BENCH=REGEXP chooses, compare two runs with benchstat
 bench-drift: ## 500 random drifts of webhooks on a real API server, and a minute with a rival (12 minutes)
 	@$(GO) test -run '^$$' -bench Drift -benchtime 500x -timeout 30m ./e2e
 	@$(GO) test -run '^$$' -bench Rival -benchtime 1x -timeout 30m ./e2e
+
 .PHONY: bench-api
 bench-api: ## benchmarks against a real API server, in a lab of level 1; BENCH=REGEXP chooses
 	@tools/apiserver-bench.sh
