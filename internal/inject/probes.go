@@ -3,7 +3,9 @@ package inject
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -74,11 +76,11 @@ func (r *probeRewrite) containers(list []corev1.Container, first bool) []corev1.
 		}
 		hooks := *original.Lifecycle
 		for _, kind := range hookKinds {
-			agents, asked := r.hookToAgent(*kind.of(&hooks), appLifecycle+original.Name+"/"+kind.path, original.Ports)
+			agents, asked, err := r.hookToAgent(*kind.of(&hooks), appLifecycle+original.Name+"/"+kind.path, original.Ports)
 			switch {
+			case err != nil:
+				warn(original, kind.field, fmt.Sprintf("the hook stays as it is and may fail in the mesh: %v", err), "")
 			case asked == nil:
-			case agents == nil:
-				warn(original, kind.field, "the hook's port has a name that the container does not give any port: the hook stays as it is and may fail in the mesh", "use the port's number")
 			case kind.early && !first:
 				warn(original, kind.field, "the hook is called before the sidecar runs: it fails, and with it the container", "use a native sidecar, or set holdApplicationUntilProxyStarts")
 			default:
@@ -113,24 +115,20 @@ var hookKinds = []struct {
 	{"prestopz", "lifecycle.preStop", false, func(l *corev1.Lifecycle) **corev1.LifecycleHandler { return &l.PreStop }},
 }
 
-// hookToAgent is toAgent for a hook. asked is nil for one that needs no rewriting, agents for one whose port is not known. A hook by
-// tcpSocket fails by itself (the kubelet does not carry it out); through the agent it works.
-func (r *probeRewrite) hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.ContainerPort) (agents *corev1.LifecycleHandler, asked *corev1.Probe) {
+// hookToAgent is toAgent for a hook. A hook by tcpSocket fails by itself (the kubelet does not carry it out); through the agent it works.
+func (r *probeRewrite) hookToAgent(h *corev1.LifecycleHandler, path string, ports []corev1.ContainerPort) (agents *corev1.LifecycleHandler, asked *corev1.Probe, err error) {
 	if h == nil || h.HTTPGet == nil && h.TCPSocket == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: h.HTTPGet, TCPSocket: h.TCPSocket}}
 	if rewritten(probe, path) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	agent, asked, err := r.toAgent(probe, path, ports)
-	if err != nil {
-		return nil, probe
-	}
 	if agent == nil {
-		return nil, nil
+		return nil, nil, err
 	}
-	return &corev1.LifecycleHandler{HTTPGet: agent.HTTPGet}, asked
+	return &corev1.LifecycleHandler{HTTPGet: agent.HTTPGet}, asked, nil
 }
 
 // rewritten reports whether the probe goes to the agent already: by its path, for an agent of a template may have another port.
@@ -164,6 +162,9 @@ func (r *probeRewrite) toAgent(p *corev1.Probe, path string, ports []corev1.Cont
 		}
 		asked.TCPSocket = &socket
 	case p.GRPC != nil:
+		if _, err = numbered(intstr.FromInt32(p.GRPC.Port), nil); err != nil {
+			return nil, nil, err
+		}
 		asked.GRPC = p.GRPC
 	default:
 		return nil, nil, nil
@@ -182,20 +183,25 @@ func local(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// numbered resolves the name of a container's port.
+// numbered resolves the name of a container's port. A number that is no port is an error: the API server refuses such a probe, and would
+// not see it once the agent is to ask.
 func numbered(port intstr.IntOrString, ports []corev1.ContainerPort) (intstr.IntOrString, error) {
-	if port.Type == intstr.Int {
-		return port, nil
-	}
-	for _, p := range ports {
-		if p.Name == port.StrVal {
-			return intstr.FromInt32(p.ContainerPort), nil
+	n := int(port.IntVal)
+	if port.Type == intstr.String {
+		for _, p := range ports {
+			if p.Name == port.StrVal {
+				return intstr.FromInt32(p.ContainerPort), nil
+			}
+		}
+		var err error
+		if n, err = strconv.Atoi(port.StrVal); err != nil { // a number in quotes, which the kubelet takes too
+			return port, fmt.Errorf("the container has no port named %q: use the port's number", port.StrVal)
 		}
 	}
-	if n := port.IntValue(); n > 0 { // a number in quotes, which the kubelet takes too
-		return intstr.FromInt32(int32(n)), nil
+	if n < 1 || n > math.MaxUint16 {
+		return port, fmt.Errorf("%s is no port from 1 to 65535", port.String())
 	}
-	return port, fmt.Errorf("the container has no port named %q", port.StrVal)
+	return intstr.FromInt32(int32(n)), nil
 }
 
 // probersJSON is the value of probersEnv, "" for none. Paths are sorted.

@@ -77,7 +77,26 @@ func TestEarlyHook(t *testing.T) {
 func TestHookOfUnknownPort(t *testing.T) {
 	pod := podFrom(t, strings.Replace(hooks, "port: http", "port: nothing", 1))
 	_, warnings, err := inject.Pod(pod, configFrom(t, "", "", ""))
-	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0].String(), "spec.containers[web].lifecycle.postStart: the hook's port has a name") {
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0].String(), `spec.containers[web].lifecycle.postStart: the hook stays as it is and may fail in the mesh: the container has no port named "nothing": use the port's number`) {
 		t.Errorf("%v, %v", warnings, err)
+	}
+}
+
+// TestProbesOfNoPort: the API server refuses such a probe, and must see it to do so. As a number 4294967376 would be port 80.
+func TestProbesOfNoPort(t *testing.T) {
+	cfg := configFrom(t, "", "", "")
+	for _, probe := range []string{"httpGet: {port: 0}", "httpGet: {port: 70000}", "tcpSocket: {port: '4294967376'}", "httpGet: {port: '-1'}", "grpc: {port: 65536}"} {
+		pod := podFrom(t, "metadata: {name: web, namespace: shop}\nspec: {containers: [{name: web, readinessProbe: {"+probe+"}}]}")
+		out, warnings, err := inject.Pod(pod, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(pod.Spec.Containers[0].ReadinessProbe, containerOf(t, out, "web").ReadinessProbe); diff != "" {
+			t.Errorf("%s: the probe changed: %s", probe, diff)
+		}
+		if len(warnings) != 1 || !strings.Contains(warnings[0].String(), "spec.containers[web].readinessProbe: the probe stays as it is and may fail in the mesh: ") ||
+			!strings.Contains(warnings[0].String(), " is no port from 1 to 65535") {
+			t.Errorf("%s: warnings %v", probe, warnings)
+		}
 	}
 }
