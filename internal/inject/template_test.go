@@ -298,3 +298,17 @@ func TestProbePortOfATemplate(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
+
+// TestTemplatesSortNothing: Sprig's sortAlpha sorts the list itself that it is given, be it the application's arguments or the mesh's
+// configuration.
+func TestTemplatesSortNothing(t *testing.T) {
+	cfg := withTemplate(t, `metadata: {annotations: {sorted: {{ (index .Spec.Containers 0).Args | sortAlpha | join "," | quote }}}}`, "")
+	pod := podFrom(t, "metadata: {name: web, namespace: shop}\nspec: {containers: [{name: web, image: web, args: [c, b, a]}]}")
+	out, _, err := inject.Pod(pod, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(out.Annotations["sorted"], pod.Spec.Containers[0].Args, out.Spec.Containers[0].Args); got != "a,b,c[c b a] [c b a]" {
+		t.Errorf("got %s, want the sorted list in the annotation and the arguments as they were", got)
+	}
+}

@@ -52,6 +52,8 @@ var templateFuncs = sync.OnceValue(func() template.FuncMap {
 		},
 		"seq": shortSeq(funcs["seq"].(func(...int) string)),
 
+		"sortAlpha": sortedCopy(funcs["sortAlpha"].(func(any) []string)),
+
 		// Go's maps have no order.
 		"keys":   func(dicts ...map[string]any) []string { return sortedOf(dicts) },
 		"values": func(dict map[string]any) []any { return dictValues(dict) },
@@ -95,6 +97,16 @@ func shortSeq(seq func(...int) string) func(...int) (string, error) {
 			}
 		}
 		return seq(args...), nil
+	}
+}
+
+// sortedCopy keeps Sprig's sortAlpha from sorting the list itself: it may be the pod's own, or the mesh's.
+func sortedCopy(sortAlpha func(any) []string) func(any) []string {
+	return func(list any) []string {
+		if texts, ok := list.([]string); ok {
+			list = slices.Clone(texts)
+		}
+		return sortAlpha(list)
 	}
 }
 
