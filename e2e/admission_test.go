@@ -48,47 +48,6 @@ func containers(pod *corev1.Pod) (names []string) {
 	return names
 }
 
-// TestPodsGetTheirSidecarByLabel applies pods to a real API server under every kind of label and reads what was stored.
-func TestPodsGetTheirSidecarByLabel(t *testing.T) {
-	l := atLevel(t, 1)
-	meshed := []string{"istio-init", "istio-proxy", "app"}
-	plain := []string{"app"}
-	for _, test := range []struct {
-		sentence  string
-		namespace map[string]string
-		pod       map[string]string
-		host      bool
-		want      []string
-	}{
-		{"a namespace that says istio-injection=enabled", map[string]string{"istio-injection": "enabled"}, nil, false, meshed},
-		{"a namespace that names the revision", map[string]string{"istio.io/rev": "default"}, nil, false, meshed},
-		{"a pod that names the revision, in a namespace that says nothing", nil, map[string]string{"istio.io/rev": "default"}, false, meshed},
-		{"a pod that asks by sidecar.istio.io/inject, in a namespace that says nothing", nil, map[string]string{"sidecar.istio.io/inject": "true"}, false, meshed},
-		{"a pod that opts out", map[string]string{"istio-injection": "enabled"}, map[string]string{"sidecar.istio.io/inject": "false"}, false, plain},
-		{"a namespace that says nothing", nil, nil, false, plain},
-		{"a namespace that says istio-injection=disabled", map[string]string{"istio-injection": "disabled"}, nil, false, plain},
-		{"a pod that asks, in a namespace that says istio-injection=disabled", map[string]string{"istio-injection": "disabled"}, map[string]string{"sidecar.istio.io/inject": "true"}, false, plain},
-		{"a namespace that names a revision that is not installed", map[string]string{"istio.io/rev": "elsewhere"}, nil, false, plain},
-		{"the misspelt istio-inject", map[string]string{"istio-inject": "enabled"}, nil, false, plain},
-		{"a pod on the host's network", map[string]string{"istio-injection": "enabled"}, nil, true, plain},
-	} {
-		t.Run(test.sentence, func(t *testing.T) {
-			ns := l.namespace(t, test.namespace)
-			pod := &corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Name: "web", Labels: test.pod},
-				Spec:       corev1.PodSpec{HostNetwork: test.host, Containers: []corev1.Container{{Name: "app", Image: "docker.io/selvage/sample:dev"}}},
-			}
-			stored, err := l.Client.CoreV1().Pods(ns).Create(t.Context(), pod, metav1.CreateOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := containers(stored); !slices.Equal(got, test.want) {
-				t.Errorf("containers are %v, want %v", got, test.want)
-			}
-		})
-	}
-}
-
 const pageCommand = `-o=jsonpath={.webhooks[0].clientConfig.caBundle}`
 
 // TestCABundleComesBack runs the command of the page that this project began with, before and after the bundle is wiped.
@@ -172,25 +131,6 @@ func TestRootIsInEveryNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the root after it was deleted", stands)
-}
-
-// TestABadAnnotationIsRefusedByName applies a pod whose port list holds a word.
-func TestABadAnnotationIsRefusedByName(t *testing.T) {
-	l := atLevel(t, 1)
-	ns := l.namespace(t, map[string]string{"istio-injection": "enabled"})
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "web", Annotations: map[string]string{"traffic.sidecar.istio.io/excludeInboundPorts": "22,--dport"}},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "docker.io/selvage/sample:dev"}}},
-	}
-	_, err := l.Client.CoreV1().Pods(ns).Create(t.Context(), pod, metav1.CreateOptions{})
-	if err == nil {
-		t.Fatal("the pod was admitted")
-	}
-	for _, want := range []string{"traffic.sidecar.istio.io/excludeInboundPorts", "--dport"} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("the error does not name %s: %v", want, err)
-		}
-	}
 }
 
 // TestStatusAtLevel1 asks a control plane that runs outside the cluster, where the Service says it can be reached.
