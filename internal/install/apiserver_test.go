@@ -337,7 +337,7 @@ func TestWithoutTheRightNothingIsChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = reader.Install(t.Context(), outside(""))
-	if err == nil || !strings.Contains(err.Error(), ", mutatingwebhookconfigurations.admissionregistration.k8s.io; nor create ") {
+	if err == nil || !strings.Contains(err.Error(), ", mutatingwebhookconfigurations.admissionregistration.k8s.io, validatingwebhookconfigurations.admissionregistration.k8s.io; nor create ") {
 		t.Errorf("error %v; want one that names the verb and the kind", err)
 	}
 	if after := s.everything(t); !slices.Equal(before, after) {
@@ -359,7 +359,7 @@ func TestWhoMayNothingIsToldAllOfIt(t *testing.T) {
 	if !errors.As(err, &denied) {
 		t.Fatalf("error %v; want one that lists rights", err)
 	}
-	for _, want := range []string{"get, create and patch namespaces, ", " mutatingwebhookconfigurations.admissionregistration.k8s.io; nor get, create and patch ",
+	for _, want := range []string{"get, create and patch namespaces, ", " mutatingwebhookconfigurations.admissionregistration.k8s.io, validatingwebhookconfigurations.admissionregistration.k8s.io; nor get, create and patch ",
 		" services, ", " in namespace istio-system. Use a kubeconfig context"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q: %v", want, err)
