@@ -118,6 +118,16 @@ func FuzzTemplateOutput(f *testing.F) {
 	})
 }
 
+// TestScanPodQuantities: one that takes its parser for ever is not parsed, wherever a pod has one.
+func TestScanPodQuantities(t *testing.T) {
+	for _, text := range []string{`{"spec":{"overhead":{"cpu":"1e-30000000"}}}`, `{"spec":{"containers":[{"resources":{"limits":{"cpu":"1e-30000000"}}}]}}`,
+		`{"spec":{"volumes":[{"emptyDir":{"sizeLimit":"1e-30000000"}}]}}`, `{"spec":{"containers":[{"env":[{"valueFrom":{"resourceFieldRef":{"divisor":"1e-30000000"}}}]}]}}`} {
+		if _, err := inject.ScanPod(jsonscan.New([]byte(text))); err == nil {
+			t.Errorf("%s was read", text)
+		}
+	}
+}
+
 // FuzzScanPod: a pod that is scanned is the one that encoding/json gives (but for names that differ in case only, and names that are
 // there twice).
 func FuzzScanPod(f *testing.F) {
@@ -131,7 +141,7 @@ func FuzzScanPod(f *testing.F) {
 			return
 		}
 		if inject.CheckQuantities([]byte(text)) != nil {
-			t.Fatalf("%s: it has a quantity that takes for ever", text)
+			return // in a field that no pod has: it was passed over, and encoding/json is not to be asked
 		}
 		decoded := &corev1.Pod{}
 		if err := json.Unmarshal([]byte(text), decoded); err != nil {
