@@ -122,7 +122,7 @@ bench-api: ## benchmarks against a real API server, in a lab of level 1; BENCH=R
 	@tools/apiserver-bench.sh
 
 .PHONY: acceptance
-acceptance: ## how much of Istio's own test data we answer alike (ACCEPTANCE_DIR); builds istioctl the first time
+acceptance: ## injection by Istio's own template, and Istio's test data (ACCEPTANCE_DIR); builds istioctl the first time
 	@tools/acceptance.sh
 
 .PHONY: fuzz
