@@ -8,7 +8,7 @@ trap 'bin/selvage-lab down --dir "$dir" >&2; rm -rf "$dir"' EXIT
 failed=0
 for package in $(grep -rl --include='*_test.go' '^//go:build apiserver' cmd internal | xargs -n1 dirname | sort -u); do
   bin/selvage-lab up --level 1 --mesh=false --dir "$dir" >&2
-  SELVAGE_TEST_KUBECONFIG=$dir/kubeconfig "$GO" test -json -count=1 -tags apiserver "./$package" || failed=1
+  SELVAGE_TEST_KUBECONFIG=$dir/kubeconfig "$GO" test -json -count=1 -timeout 20m -tags apiserver "./$package" || failed=1
   bin/selvage-lab down --dir "$dir" >&2
 done
 exit $failed
