@@ -123,19 +123,22 @@ func (l *loop[K]) settle() {
 	}
 }
 
-// followRoots calls each whenever the root changes, until ctx ends.
+// followRoots calls each now and, from a goroutine of its own, whenever the root changes, until ctx ends. It is to be called before
+// the workers run: what is queued twice before counts once, what is queued after a write, before the cache has seen that, twice.
 func followRoots(ctx context.Context, roots RootSource, each func()) {
 	_, changed := roots.Roots()
 	each() // a change between the loop's start and here told nobody
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-			_, changed = roots.Roots()
-			each()
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+				_, changed = roots.Roots()
+				each()
+			}
 		}
-	}
+	}()
 }
 
 // onWatchError says what keeps an informer from its objects. The informer tries again by itself.

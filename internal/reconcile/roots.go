@@ -120,7 +120,7 @@ func (r *Roots) Run(ctx context.Context) error {
 	// None of these calls can fail on an informer that is not started.
 	_ = namespaceInformer.SetWatchErrorHandlerWithContext(onWatchError(r.config.Log, "namespaces"))
 	_ = configMapInformer.SetWatchErrorHandlerWithContext(onWatchError(r.config.Log, "configmaps"))
-	_, _ = namespaceInformer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	namespacesTold, _ := namespaceInformer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(object any) { l.queue.Add(nameOf(object)) },
 		UpdateFunc: func(_, object any) { l.queue.Add(nameOf(object)) },
 	})
@@ -132,25 +132,25 @@ func (r *Roots) Run(ctx context.Context) error {
 			l.queue.Add(m.GetNamespace())
 		}
 	}
-	_, _ = configMapInformer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	configMapsTold, _ := configMapInformer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: changed, UpdateFunc: func(_, object any) { changed(object) }, DeleteFunc: changed,
 	})
 	// First what is there, then where it should be: else a start would write to every namespace.
 	configMaps.StartWithContext(ctx)
 	select {
-	case <-configMapInformer.HasSyncedChecker().Done():
+	case <-configMapsTold.HasSyncedChecker().Done():
 	case <-ctx.Done():
 		return nil
 	}
 	namespaces.StartWithContext(ctx)
 	select {
-	case <-namespaceInformer.HasSyncedChecker().Done():
+	case <-namespacesTold.HasSyncedChecker().Done():
 	case <-ctx.Done():
 		return nil
 	}
 	r.running.Store(l)
 	defer r.running.Store(nil)
-	go followRoots(ctx, r.config.Roots, l.enqueueAll)
+	followRoots(ctx, r.config.Roots, l.enqueueAll)
 	l.run(ctx, rootWorkers)
 	return nil
 }

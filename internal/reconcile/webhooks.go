@@ -176,7 +176,7 @@ func (w *Webhooks) Run(ctx context.Context) error {
 		factory.WaitForCacheSync(ctx.Done())
 		l.enqueueAll() // also what is missing
 	}()
-	go followRoots(ctx, w.config.Roots, l.enqueueAll)
+	followRoots(ctx, w.config.Roots, l.enqueueAll)
 	if w.config.Validation != nil {
 		go followValidation(ctx, w.config.Validation, l.enqueueAll)
 	}
