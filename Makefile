@@ -95,7 +95,7 @@ e2e: ## the mesh in labs: a real API server, real Envoys (level 2 wants root)
 .PHONY: e2e-long
 e2e-long: ## the same for longer, and on Kubernetes 1.36 and 1.34
 	@failed=; for v in 1.37.2 1.36.3 1.34.4; do \
-		K8S_VERSION=$$v lab/build.sh && SELVAGE_E2E_LONG=1 SELVAGE_E2E_KUBERNETES=$$v $(GO) test -json -count=1 -timeout 80m ./e2e/... | $(SUITE) e2e-$$v \
+		K8S_VERSION=$$v lab/build.sh && SELVAGE_E2E_LONG=1 SELVAGE_E2E_KUBERNETES=$$v $(GO) test -json -count=1 -tags long -timeout 80m ./e2e/... | $(SUITE) e2e-$$v \
 			|| failed="$$failed $$v"; \
 	done; [ -z "$$failed" ] || { echo "e2e-long: failed on Kubernetes$$failed"; exit 1; }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -437,87 +436,5 @@ func untouched(t *testing.T, planes ...*plane) {
 			t.Errorf("%s wrote %v in %s", p.revision, after, rest)
 		}
 		t.Logf("%s: writes up to rest %v, in %s of rest %v and leases", p.revision, before[i], rest, p.since(before[i]))
-	}
-}
-
-// TestAControlPlaneThatIsKilledLeavesNothingWrong kills it at random, again and again, while webhooks drift: `make e2e-long`.
-func TestAControlPlaneThatIsKilledLeavesNothingWrong(t *testing.T) {
-	if os.Getenv("SELVAGE_E2E_LONG") == "" {
-		t.Skip("takes minutes: make e2e-long")
-	}
-	l, h, first, _ := twoPlanes(t)
-	other := strings.TrimSpace(l.kubectl(t, "config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
-	all := h.drifts(l, other)
-	const kills = 100
-	for range kills {
-		go all[rand.IntN(len(all))].do()
-		<-time.After(time.Duration(rand.IntN(1500)) * time.Millisecond)
-		first.kill()
-		first.start(t)
-	}
-	for _, d := range all { // whoever wrote last: both must be there
-		if _, err := h.of(d.object).Get(t.Context(), d.object, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			t.Fatalf("%s is gone", d.object)
-		}
-	}
-	first.ready(t)
-	h.settle(injector)
-	h.settle(validator)
-	if got := bundleOf(entriesOf(h.get(injector))[0]); got != h.root {
-		t.Error("the root is another after the kills")
-	}
-	t.Logf("killed %d times; both configurations are right, the root is the same; writes %v", kills, first.written())
-}
-
-// BenchmarkDrift measures from the beginning of a bad write to the event of the repaired object: make bench-drift.
-func BenchmarkDrift(b *testing.B) {
-	l, h, _, _ := twoPlanes(b)
-	other := strings.TrimSpace(run(b, nil, bin("kubectl"), "--kubeconfig", l.kubeconfig(), "config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
-	all := slices.DeleteFunc(h.drifts(l, other), func(d drift) bool {
-		return strings.Contains(d.name, "kubectl") || strings.Contains(d.name, "the label")
-	})
-	var took []time.Duration
-	for b.Loop() {
-		d := all[rand.IntN(len(all))]
-		took = append(took, h.repaired(d.object, d.do))
-		b.StopTimer()
-		h.settle(d.object)
-		<-time.After(time.Second) // a write to one object each second is what its budget gives
-		b.StartTimer()
-	}
-	slices.Sort(took)
-	b.ReportMetric(float64(percentile(took, 50).Microseconds())/1000, "p50-ms")
-	b.ReportMetric(float64(percentile(took, 95).Microseconds())/1000, "p95-ms")
-	b.ReportMetric(float64(took[len(took)-1].Microseconds())/1000, "max-ms")
-}
-
-// BenchmarkRival measures a minute with a rival that applies the old object every second: the share of time in which the bundle is
-// wrong, and our writes a second.
-func BenchmarkRival(b *testing.B) {
-	l, h, first, _ := twoPlanes(b)
-	other := strings.TrimSpace(run(b, nil, bin("kubectl"), "--kubeconfig", l.kubeconfig(), "config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
-	for b.Loop() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		events, err := h.of(injector).Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + injector})
-		if err != nil {
-			b.Fatal(err)
-		}
-		before, fights := first.written()["PATCH mutatingwebhookconfigurations"], h.hostile(injector, other, time.Second)
-		begin, wrong, since := time.Now(), time.Duration(0), time.Time{}
-		for e := range events.ResultChan() {
-			u, ok := e.Object.(*unstructured.Unstructured)
-			switch {
-			case !ok:
-			case !h.right(u) && since.IsZero():
-				since = time.Now()
-			case h.right(u) && !since.IsZero():
-				wrong, since = wrong+time.Since(since), time.Time{}
-			}
-		}
-		cancel()
-		total := time.Since(begin)
-		b.ReportMetric(100*wrong.Seconds()/total.Seconds(), "%wrong")
-		b.ReportMetric(float64(first.written()["PATCH mutatingwebhookconfigurations"]-before)/total.Seconds(), "writes/s")
-		b.ReportMetric(float64(fights())/total.Seconds(), "rival-writes/s")
 	}
 }

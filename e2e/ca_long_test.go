@@ -1,20 +1,19 @@
+//go:build long
+
 package e2e
 
 import (
 	"context"
 	"encoding/json"
-	"os"
 	"strings"
 	"testing"
 	"time"
 )
 
 // TestTheRootChangesUnderLoad changes the root of the mesh while requests run, ends the leading replica of the control plane in the
-// middle as a crash would, and restarts a service whose pods begin between two roots. No request fails.
+// middle as a crash would, and restarts a service whose pods begin between two roots. No request fails. It takes four minutes, of which
+// the kubelet's looks at ConfigMaps are the most.
 func TestTheRootChangesUnderLoad(t *testing.T) {
-	if os.Getenv("SELVAGE_E2E_LONG") == "" {
-		t.Skip("takes four minutes, of which the kubelet's looks at ConfigMaps are the most: `make e2e-long` runs it")
-	}
 	l := atLevel(t, 2)
 	for _, name := range []string{"load", "web", "cart", "stock"} {
 		l.rolledOut(t, "shop", name)
