@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
 	"encoding/json"
@@ -127,7 +126,7 @@ func (s *service) answer(r *http.Request) *hop {
 
 // ask calls the next service.
 func (s *service) ask(ctx context.Context) (*hop, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.config.Next+"/api", once{bytes.NewReader(nil)})
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.config.Next+"/api", nil)
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", s.config.Next, err)
 	}
