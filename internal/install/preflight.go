@@ -165,18 +165,7 @@ func (i *Installer) may(ctx context.Context, objects []*unstructured.Unstructure
 			wanted = append(wanted, r)
 		}
 	}
-	lacks := make([]bool, len(wanted)*len(verbs))
-	err := each(ctx, lacks, func(ctx context.Context, n int, _ bool) (err error) {
-		lacks[n], err = i.denied(ctx, wanted[n/len(verbs)], verbs[n%len(verbs)])
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if missing := describeRights(wanted, verbs, lacks); len(missing) > 0 {
-		return &DeniedError{Missing: missing}
-	}
-	return nil
+	return i.mayAll(ctx, wanted, verbs)
 }
 
 // mayRemove fails when the user lacks a right that an uninstallation takes, and names all.
@@ -187,6 +176,11 @@ func (i *Installer) mayRemove(ctx context.Context, dryRun bool) error {
 	if dryRun {
 		verbs = verbs[:1]
 	}
+	return i.mayAll(ctx, wanted, verbs)
+}
+
+// mayAll fails with a DeniedError that names all that the user lacks of the verbs on the kinds.
+func (i *Installer) mayAll(ctx context.Context, wanted []kindRef, verbs []string) error {
 	lacks := make([]bool, len(wanted)*len(verbs))
 	err := each(ctx, lacks, func(ctx context.Context, n int, _ bool) (err error) {
 		lacks[n], err = i.denied(ctx, wanted[n/len(verbs)], verbs[n%len(verbs)])
