@@ -23,12 +23,7 @@ func (a *app) caCommand() *cobra.Command {
 		Short: "Show what signs the mesh's certificates, and change its root",
 		Long: "ca shows the authority of the mesh and changes its root in stages, each of which waits until every namespace,\n" +
 			"webhook, replica and proxy has acknowledged it.",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return unknownCommand(cmd, args[0])
-		},
+		Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.caStatusCommand(), a.caRotateCommand())

@@ -23,12 +23,7 @@ func (a *app) revisionCommand() *cobra.Command {
 			selvage revision migrate shop --to asm-1234-1
 			selvage revision retire asm-1200-1
 			selvage revision prune     removes webhooks that a revision has left behind`),
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return unknownCommand(cmd, args[0])
-		},
+		Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.revisionListCommand(), a.tagCommand(), a.migrateCommand(), a.retireCommand(), a.pruneCommand())

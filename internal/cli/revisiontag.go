@@ -28,12 +28,7 @@ func (a *app) tagCommand() *cobra.Command {
 		Example: a.examples(`
 			selvage revision tag set prod --revision asm-1234-1
 			selvage revision tag remove prod`),
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return unknownCommand(cmd, args[0])
-		},
+		Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.tagSetCommand(), a.tagRemoveCommand())
