@@ -45,7 +45,7 @@ var mayImport = map[string][]string{
 	"admission":     {"diag", "probe/verdict", "ref"},
 	"pki":           {},
 	"trust":         {"diag", "pki", "ref"},
-	"ca":            {"diag", "pki", "ref", "trust"},
+	"ca":            {"admission", "diag", "pki", "ref", "trust"},
 	"reconcile":     {"admission", "diag", "ref", "trust"},
 	"readiness":     {},
 	"intercept":     {},

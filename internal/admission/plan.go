@@ -144,11 +144,13 @@ func (o Outcome) Of(k Key) (p Patch, ok bool) {
 	return Patch{}, false
 }
 
+// Keeps reports whether an entry of that name is the mesh's, whose bundle is kept right; others share the configuration.
+func Keeps(kind Kind, entry string) bool {
+	suffix, ok := suffixes[kind]
+	return ok && (entry == suffix || strings.HasSuffix(entry, "."+suffix) || strings.HasSuffix(entry, "."+verdict.Suffix))
+}
+
 func drifted(c Configuration, want Want) (drifts []Drift) {
-	suffix, ok := suffixes[c.Kind]
-	if !ok {
-		return nil
-	}
 	policy := Policy("")
 	if c.Kind == Validating {
 		if policy = want.Validators; c.Hold {
@@ -156,7 +158,7 @@ func drifted(c Configuration, want Want) (drifts []Drift) {
 		}
 	}
 	for _, e := range c.Entries {
-		if e.Name != suffix && !strings.HasSuffix(e.Name, "."+suffix) && !strings.HasSuffix(e.Name, "."+verdict.Suffix) {
+		if !Keeps(c.Kind, e.Name) {
 			continue
 		}
 		d := Drift{Name: e.Name}
