@@ -28,6 +28,8 @@ func requestsPerSecond() int {
 // loads are load generators that run inside the mesh, in the sample's load pod, until they are ended.
 type loads struct {
 	t    *testing.T
+	l    *lab
+	sent sent // by the Envoy of the generators, before they began
 	wait sync.WaitGroup
 	out  []*bytes.Buffer
 	errs []error
@@ -40,7 +42,7 @@ type loads struct {
 func (l *lab) startLoads(t *testing.T) *loads {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	run := &loads{t: t}
+	run := &loads{t: t, l: l, sent: l.sentByLoad(t)}
 	for i, args := range [][]string{{"--url", "http://web/api", "--http1"}, {"--url", "http://stock/", "--http2"}} {
 		full := append([]string{"--kubeconfig", l.kubeconfig(), "-n", "shop", "exec", "-i", "deploy/load", "-c", "load", "--",
 			"/usr/local/bin/sample", "load", "--rate", fmt.Sprint(requestsPerSecond()), "--until-eof", "--report", "0"}, args...)
@@ -76,6 +78,24 @@ func (r *loads) finish() {
 			r.t.Errorf("load %d: %v: a request failed (see the summary above)", i, err)
 		}
 	}
+	now := r.l.sentByLoad(r.t)
+	r.t.Logf("the load pod's Envoy: upstream_rq_total %d, upstream_rq_retry %d", now.total-r.sent.total, now.retried-r.sent.retried)
+}
+
+// sent is what the Envoy of the load pod has sent to the mesh's services. A route without a retry policy has Istio's default one,
+// so a request may succeed by being sent again: that is shown, not hidden.
+type sent struct{ total, retried int }
+
+func (l *lab) sentByLoad(t *testing.T) sent {
+	t.Helper()
+	pods, err := l.pods(t.Context(), "load")
+	if err != nil || len(pods) != 1 {
+		t.Fatalf("pods of load: %d, %v", len(pods), err)
+	}
+	of := func(counter string) int {
+		return l.envoyCounter(t, pods[0].Name, `cluster\.outbound\|80\|\|(?:web|stock)\.shop\.svc\.cluster\.local;?\.`+counter)
+	}
+	return sent{total: of("upstream_rq_total"), retried: of("upstream_rq_retry")}
 }
 
 // rolledOut waits for a Deployment of the sample to be as asked.
