@@ -146,19 +146,27 @@ func (c *checker) attempt(w inject.Workload, ns *corev1.Namespace, revision stri
 // since says why a pod that would get its sidecar now has none, as far as the times of the objects tell.
 func (c *checker) since(pod *corev1.Pod, ns *corev1.Namespace, e inject.Expectation) string {
 	created := pod.CreationTimestamp.Time
-	when := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	for i := range c.webhooks {
 		w := &c.webhooks[i]
-		if w.Name == e.Webhook.Configuration && created.Before(w.CreationTimestamp.Time) {
-			return fmt.Sprintf("it was created before webhook configuration %s, which is from %s", w.Name, when(w.CreationTimestamp.Time))
+		if w.Name == e.Webhook.Configuration && !created.After(w.CreationTimestamp.Time) {
+			return createdBefore(created, w.CreationTimestamp.Time, "webhook configuration "+w.Name+" was made")
 		}
 	}
 	for _, key := range []string{inject.NamespaceInjection, label.IoIstioRev.Name} {
-		if t, found := labelled(ns, key); found && created.Before(t) {
-			return fmt.Sprintf("it was created before label %s of namespace %s was written, at %s", key, ns.Name, when(t))
+		if t, found := labelled(ns, key); found && !created.After(t) {
+			return createdBefore(created, t, fmt.Sprintf("label %s of namespace %s was written", key, ns.Name))
 		}
 	}
 	return "no webhook was called for it then, or it said something else: the log of the control plane at that time, and the Events of its owner, may tell"
+}
+
+// createdBefore says that a pod is older than something. The API server keeps times in whole seconds: of two that are equal the pod,
+// which has no sidecar, was most likely the first.
+func createdBefore(created, t time.Time, what string) string {
+	if created.Equal(t) {
+		return fmt.Sprintf("it was created in the same second, %s, and most likely before %s", t.UTC().Format(time.RFC3339), what)
+	}
+	return fmt.Sprintf("it was created before %s, at %s", what, t.UTC().Format(time.RFC3339))
 }
 
 // labelled is when somebody wrote a label last, by what the API server keeps of writers.
