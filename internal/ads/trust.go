@@ -45,7 +45,7 @@ func (st *stream) invite() {
 
 // report takes what a proxy says it trusts. It reports whether the request was that.
 func (st *stream) report(r request) bool {
-	names := []string(nil)
+	var names []string
 	switch {
 	case r.delta != nil && r.delta.TypeURL == trust.ReportType:
 		names = r.delta.Subscribe

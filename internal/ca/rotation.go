@@ -223,7 +223,7 @@ func (r *Rotation) pass(ctx context.Context, s state, gates []trust.Gate) error 
 	var closed []string
 	for _, g := range gates {
 		if !g.Open() {
-			closed = append(closed, g.Name+" "+g.Count.String()+" (waiting for "+strings.Join(g.Waiting, ", ")+")")
+			closed = append(closed, g.Name+" "+g.String()+" (waiting for "+strings.Join(g.Waiting, ", ")+")")
 		}
 	}
 	if len(closed) > 0 {

@@ -152,7 +152,7 @@ func configMapsIn(data []byte) (list []corev1.ConfigMap, isMap bool, err error) 
 	var head metav1.TypeMeta
 	if yaml.Unmarshal(data, &head) != nil || head.Kind == "" {
 		// The text of a key, or something that the reader of keys explains; a manifest of several documents has a kind in the first.
-		return nil, false, nil
+		return nil, false, nil //nolint:nilerr // see above
 	}
 	if _, err := (inject.StreamOptions{}).Workloads(data, visit); err != nil {
 		return nil, true, err

@@ -66,8 +66,9 @@ func (r Reason) Advice() string {
 		return "Look at the selectors of the MutatingWebhookConfiguration: selvage install sets them back."
 	case NotSelected:
 		return "Label the namespace istio-injection=enabled, or the pod sidecar.istio.io/inject: \"true\", if it should have one."
+	default: // it has one, or somebody wanted none
+		return ""
 	}
-	return ""
 }
 
 // Admission knows what a cluster does to a pod at its creation: which webhooks the API server would call, and what the

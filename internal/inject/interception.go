@@ -25,9 +25,6 @@ const (
 	multusNetwork  = "default/istio-cni"
 )
 
-// usualPorts are where the agent and Envoy answer themselves; the init command leaves them alone without being told.
-var usualPorts = []int32{agentPort, readinessPort, envoyPromPort}
-
 // isMeshPort says that Envoy or the agent's readiness has the port.
 func isMeshPort(port int32) bool {
 	return slices.Contains([]int32{15000, outboundPort, inboundPort, readinessPort, 15053, envoyPromPort}, port)

@@ -232,8 +232,8 @@ func (p *parsed) twice(isError bool) error {
 		return &DocumentError{p.d.Number, p.d.Line + second.Line - 1,
 			fmt.Errorf("%skey %q stands twice in one object, first on line %d", p.name(), second.Value, p.d.Line+first.Line-1)}
 	}()
-	if err != nil && !isError {
-		p.notes = append(p.notes, err.(*DocumentError).Err.Error())
+	if wrong := (*DocumentError)(nil); !isError && errors.As(err, &wrong) {
+		p.notes = append(p.notes, wrong.Err.Error())
 		return nil
 	}
 	return err

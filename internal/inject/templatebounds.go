@@ -85,8 +85,9 @@ func entriesOf(args []any, i int) int {
 	switch v := reflect.ValueOf(args[i]); v.Kind() {
 	case reflect.Slice, reflect.Array, reflect.Map:
 		return v.Len()
+	default:
+		return 1
 	}
-	return 1
 }
 
 func replaced(old, by, text string) int {
@@ -306,6 +307,7 @@ func (e *execution) printed(v reflect.Value) (reflect.Value, error) {
 	switch v.Kind() {
 	case reflect.String, reflect.Bool, reflect.Int, reflect.Int32, reflect.Int64, reflect.Float64, reflect.Invalid:
 		return v, nil
+	default:
 	}
 	if !v.CanInterface() {
 		return v, nil

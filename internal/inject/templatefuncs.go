@@ -56,7 +56,7 @@ var templateFuncs = sync.OnceValue(func() template.FuncMap {
 
 		// Go's maps have no order.
 		"keys":   func(dicts ...map[string]any) []string { return sortedOf(dicts) },
-		"values": func(dict map[string]any) []any { return dictValues(dict) },
+		"values": dictValues,
 		"env":    noEnv,
 
 		"formatDuration":         func(d *durationpb.Duration) string { return d.AsDuration().String() },
@@ -82,7 +82,7 @@ var templateFuncs = sync.OnceValue(func() template.FuncMap {
 		"omit":                   omitKeys,
 		"strdict":                strdict,
 		"mergeMaps":              mergeMaps,
-		"omitNil":                func(v any) any { return withoutNil(v) },
+		"omitNil":                withoutNil,
 		"otelResourceAttributes": otelResourceAttributes,
 	})
 	return funcs

@@ -63,6 +63,7 @@ func shares(a, b reflect.Value, skip []bool) bool {
 			if !same {
 				return false
 			}
+		default: // compared below
 		}
 		if !same && !(x.IsZero() && y.IsZero()) && !reflect.DeepEqual(x.Addr().Interface(), y.Addr().Interface()) {
 			return false

@@ -287,6 +287,7 @@ func weighAny(v reflect.Value, most int) int {
 				n += weighAny(f, most-n)
 			}
 		}
+	default: // a number: eight bytes
 	}
 	return n
 }

@@ -217,11 +217,12 @@ func (t *tree) descend(at *yamlv3.Node, step string) *yamlv3.Node {
 		at.Content = slices.Insert(at.Content, i, scalar(step), made)
 		return made
 	}
-	switch child := at.Content[slot]; {
-	case child.Kind == yamlv3.AliasNode:
+	switch child := at.Content[slot]; child.Kind {
+	case yamlv3.AliasNode:
 		at.Content[slot] = detached(child.Alias)
-	case child.Kind == yamlv3.ScalarNode: // null
+	case yamlv3.ScalarNode: // null
 		at.Content[slot] = &yamlv3.Node{Kind: yamlv3.MappingNode, Tag: "!!map", LineComment: child.LineComment}
+	default:
 	}
 	return at.Content[slot]
 }
@@ -301,6 +302,7 @@ func sameTree(a, b *yamlv3.Node) bool {
 		if a.Value != b.Value || a.ShortTag() != b.ShortTag() {
 			return false
 		}
+	default: // only what they hold counts
 	}
 	for i := range a.Content {
 		if !sameTree(a.Content[i], b.Content[i]) {

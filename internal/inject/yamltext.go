@@ -36,6 +36,7 @@ func styleOf(root *yamlv3.Node) textStyle {
 				}
 			case yamlv3.MappingNode:
 				steps[value.Content[0].Column-key.Column]++
+			default: // one line
 			}
 		}
 		for _, c := range n.Content {

@@ -138,6 +138,7 @@ func (f finding) eventType() string {
 		if !f.why.AsksItself {
 			return corev1.EventTypeNormal
 		}
+	default:
 	}
 	return corev1.EventTypeWarning
 }

@@ -54,6 +54,7 @@ func (r *round) condition(t target, s *state) metav1.Condition {
 		status = metav1.ConditionTrue
 	case verdict.CouldNotProbe:
 		status = metav1.ConditionUnknown
+	default:
 	}
 	message := s.message
 	if message == "" {

@@ -99,7 +99,7 @@ func (v *Validation) try(ctx context.Context) (changed bool) {
 	defer cancel()
 	_, err := v.config.Istio.NetworkingV1().Gateways(v.config.Namespace).Create(asking, &networkingv1.Gateway{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: diag.ProbePrefix, Namespace: v.config.Namespace, Labels: map[string]string{label.IoIstioRev.Name: v.config.Revision}},
-		Spec:       networking.Gateway{}, //nolint:govet // it is not copied from anywhere
+		Spec:       networking.Gateway{},
 	}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	if ctx.Err() != nil {
 		return false

@@ -59,7 +59,7 @@ func patches(client *fake.Clientset) (n int) {
 func TestARivalIsNamedThenAnsweredRarelyThenForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// The newer fake manages fields, and takes a minute for this.
-		client := fake.NewSimpleClientset(mutatingConfig(injectorName, "default", "rev.namespace.")) //nolint:staticcheck // see above
+		client := fake.NewSimpleClientset(mutatingConfig(injectorName, "default", "rev.namespace."))
 		source, registry := newRoots(t), prometheus.NewRegistry()
 		events := runWebhooksOf(t, WebhooksConfig{Kubernetes: client, Roots: source, Registerer: registry})
 		root, _ := source.Roots()

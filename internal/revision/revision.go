@@ -24,9 +24,10 @@ const (
 )
 
 const (
-	// OwnerLabel says who manages an object; Owner is Selvage. Only what carries both may be removed without a person.
+	// OwnerLabel says who manages an object. Only what says so of Owner may be removed without a person.
 	OwnerLabel = "app.kubernetes.io/managed-by"
-	Owner      = "selvage"
+	// Owner is Selvage, as the value of OwnerLabel.
+	Owner = "selvage"
 
 	// KeepAnnotation on a webhook configuration, of any value, keeps the control plane from removing it by itself.
 	KeepAnnotation = "selvage/keep"

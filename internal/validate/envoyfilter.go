@@ -32,7 +32,7 @@ func (c *check) envoyPatch(at path, p *networking.EnvoyFilter_Patch) {
 
 // matchFits checks that a patch of one class of objects does not match by another.
 func (c *check) matchFits(at path, p *networking.EnvoyFilter_EnvoyConfigObjectPatch) {
-	class := ""
+	var class string
 	switch p.GetApplyTo() {
 	case networking.EnvoyFilter_LISTENER, networking.EnvoyFilter_FILTER_CHAIN, networking.EnvoyFilter_LISTENER_FILTER:
 		class = "listener"
@@ -43,7 +43,7 @@ func (c *check) matchFits(at path, p *networking.EnvoyFilter_EnvoyConfigObjectPa
 	default:
 		return // filters and routes may be a waypoint's too
 	}
-	matches := ""
+	var matches string
 	switch p.GetMatch().GetObjectTypes().(type) {
 	case *networking.EnvoyFilter_EnvoyConfigObjectMatch_Listener:
 		matches = "listener"

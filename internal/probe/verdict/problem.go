@@ -73,9 +73,10 @@ func (n Names) describe(c Check, f Finding) diag.Problem {
 	case RBAC:
 		return about(n.account(), "the control plane may not probe",
 			fmt.Sprintf("run `%s`, which grants dry runs in namespace %s and nothing else there", n.install(), Namespace))
+	default: // CouldNotProbe: of what is OK there is no problem
+		return about(ref.Ref{Kind: "Namespace", Name: Namespace}, fmt.Sprintf("whether %s is not known", map[Check]string{Injection: "pods get sidecars", Validation: "invalid configuration is refused"}[c]),
+			"it is asked again soon; if this stays, mend what the message names, or run `"+n.install()+"`")
 	}
-	return about(ref.Ref{Kind: "Namespace", Name: Namespace}, fmt.Sprintf("whether %s is not known", map[Check]string{Injection: "pods get sidecars", Validation: "invalid configuration is refused"}[c]),
-		"it is asked again soon; if this stays, mend what the message names, or run `"+n.install()+"`")
 }
 
 // lower is the kind as kubectl takes it.

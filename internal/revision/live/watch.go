@@ -127,6 +127,7 @@ func (l *look) once(ctx context.Context) {
 			l.act(ctx, hook, j)
 		case revision.Unknown:
 			problems = append(problems, hook.Problem(j))
+		case revision.Live:
 		}
 	}
 	l.missing = missing
