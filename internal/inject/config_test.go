@@ -92,6 +92,7 @@ func TestUnusableSettings(t *testing.T) {
 		{"unknown default template", "", "defaultTemplates: [none]", "", `data.config.defaultTemplates: there is no template "none" (hint: there are gateway, grpc-agent, sidecar)`},
 		{"default template that cannot be served", "", "defaultTemplates: [gateway]", "", `data.config.defaultTemplates: template "gateway" cannot be used yet`},
 		{"unknown template of an alias", "", "aliases: {both: [sidecar, none]}", "", `data.config.aliases.both: there is no template "none" (hint: there are both, gateway, grpc-agent, sidecar)`},
+		{"an alias of an alias", "", "aliases: {one: [sidecar], two: [one]}", "", `data.config.aliases.two: "one" is an alias too, and an alias stands for templates only (hint: write sidecar in its place)`},
 		{"our annotations for every pod", "", "injectedAnnotations: {sidecar.istio.io/proxyCPU: 1m}", "", "data.config.injectedAnnotations: sidecar.istio.io/proxyCPU is read by injection itself"},
 		{"values are no JSON", "", "", "{", "data.values: cannot read it"},
 		{"hostile image", "", "", `{"global":{"proxy":{"image":"a b/$(rm)"}}}`, "data.values.global.proxy.image"},

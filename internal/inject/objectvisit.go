@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -42,6 +43,10 @@ func (p *parsed) object(asJSON []byte, path string, kind metav1.TypeMeta, depth 
 	subject := ref.Ref{Group: group(t.APIVersion), Kind: t.Kind, Namespace: h.Metadata.Namespace, Name: first(h.Metadata.Name, h.Metadata.GenerateName+"*")}
 	pod, err := podOf(asJSON, h, at)
 	if err != nil {
+		if misfit := (*json.UnmarshalTypeError)(nil); errors.As(err, &misfit) {
+			path += at + "/" + strings.ReplaceAll(misfit.Field, ".", "/")
+			err = fmt.Errorf("%s takes %s, not %s", misfit.Field, inWords(misfit.Type), misfit.Value)
+		}
 		return p.wrong(path, fmt.Errorf("%s: %w", subject, err))
 	}
 	w := workload{apiVersion: t.APIVersion, kind: t.Kind, name: first(h.Metadata.Name, strings.TrimRight(h.Metadata.GenerateName, "-."))}
@@ -49,6 +54,24 @@ func (p *parsed) object(asJSON []byte, path string, kind metav1.TypeMeta, depth 
 		w = owned(pod, h)
 	}
 	return p.visit(&podObject{path, at, subject, pod, w})
+}
+
+// inWords is what a field takes, as people say it who write YAML.
+func inWords(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.String:
+		return "text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int32, reflect.Int64:
+		return "a whole number of " + t.Kind().String()[len("int"):] + " bits"
+	default:
+		return t.String()
+	}
 }
 
 // list visits a List's items.
@@ -173,7 +196,7 @@ func podOf(asJSON []byte, h header, at string) (*corev1.Pod, error) {
 		raw = fields[step]
 	}
 	if err := json.Unmarshal(raw, &found); err != nil {
-		return nil, fmt.Errorf("read pod: %s", strings.TrimPrefix(err.Error(), "json: "))
+		return nil, fmt.Errorf("read pod: %w", err)
 	}
 	if found.Spec == nil {
 		return nil, errors.New("its pod has no spec")

@@ -241,9 +241,15 @@ func (c *compiler) templateSet() {
 	}
 	for _, alias := range sortedKeys(set.aliases) {
 		for _, name := range set.aliases[alias] {
-			if _, has := in.Templates[name]; !has && set.byName[name] == nil { // one that does not parse was reported
-				c.report(diag.Error, "config.aliases."+alias, fmt.Sprintf("there is no template %q", name), set.have())
+			_, has := in.Templates[name]
+			if has || set.byName[name] != nil {
+				continue // one that does not parse was reported
 			}
+			problem, hint := fmt.Sprintf("there is no template %q", name), set.have()
+			if list := set.aliases[name]; len(list) > 0 {
+				problem, hint = fmt.Sprintf("%q is an alias too, and an alias stands for templates only", name), "write "+strings.Join(list, ", ")+" in its place"
+			}
+			c.report(diag.Error, "config.aliases."+alias, problem, hint)
 		}
 	}
 	for _, name := range set.resolve(set.defaults) {
