@@ -27,24 +27,31 @@ func requestsPerSecond() int {
 
 // loads are load generators that run inside the mesh, in the sample's load pod, until they are ended.
 type loads struct {
-	t    *testing.T
-	l    *lab
-	sent sent // by the Envoy of the generators, before they began
-	wait sync.WaitGroup
-	out  []*bytes.Buffer
-	errs []error
-	ends []io.Closer // of their standard inputs: at its end a generator ends
-	over atomic.Bool // they were told to end
+	t      *testing.T
+	sent   func() sent // by the Envoy of the generators
+	before sent        // they began
+	wait   sync.WaitGroup
+	out    []*bytes.Buffer
+	errs   []error
+	ends   []io.Closer // of their standard inputs: at its end a generator ends
+	over   atomic.Bool // they were told to end
 }
 
 // startLoads sends requests by HTTP/1.1 through the whole chain (web, cart, stock) and by HTTP/2 to stock, until finish. The
 // generator repeats nothing: a request that fails has failed.
 func (l *lab) startLoads(t *testing.T) *loads {
 	t.Helper()
+	return l.startLoadsIn(t, "shop")
+}
+
+// startLoadsIn is startLoads from a Deployment load of another namespace.
+func (l *lab) startLoadsIn(t *testing.T, namespace string) *loads {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	run := &loads{t: t, l: l, sent: l.sentByLoad(t)}
-	for i, args := range [][]string{{"--url", "http://web/api", "--http1"}, {"--url", "http://stock/", "--http2"}} {
-		full := append([]string{"--kubeconfig", l.kubeconfig(), "-n", "shop", "exec", "-i", "deploy/load", "-c", "load", "--",
+	run := &loads{t: t, sent: func() sent { return l.sentByLoad(t, namespace) }}
+	run.before = run.sent()
+	for i, args := range [][]string{{"--url", "http://web.shop/api", "--http1"}, {"--url", "http://stock.shop/", "--http2"}} {
+		full := append([]string{"--kubeconfig", l.kubeconfig(), "-n", namespace, "exec", "-i", "deploy/load", "-c", "load", "--",
 			"/usr/local/bin/sample", "load", "--rate", fmt.Sprint(requestsPerSecond()), "--until-eof", "--report", "0"}, args...)
 		cmd := exec.CommandContext(ctx, bin("kubectl"), full...)
 		in, err := cmd.StdinPipe()
@@ -78,22 +85,18 @@ func (r *loads) finish() {
 			r.t.Errorf("load %d: %v: a request failed (see the summary above)", i, err)
 		}
 	}
-	now := r.l.sentByLoad(r.t)
-	r.t.Logf("the load pod's Envoy: upstream_rq_total %d, upstream_rq_retry %d", now.total-r.sent.total, now.retried-r.sent.retried)
+	now := r.sent()
+	r.t.Logf("the load pod's Envoy: upstream_rq_total %d, upstream_rq_retry %d", now.total-r.before.total, now.retried-r.before.retried)
 }
 
 // sent is what the Envoy of the load pod has sent to the mesh's services. A route without a retry policy has Istio's default one,
 // so a request may succeed by being sent again: that is shown, not hidden.
 type sent struct{ total, retried int }
 
-func (l *lab) sentByLoad(t *testing.T) sent {
+func (l *lab) sentByLoad(t *testing.T, namespace string) sent {
 	t.Helper()
-	pods, err := l.pods(t.Context(), "load")
-	if err != nil || len(pods) != 1 {
-		t.Fatalf("pods of load: %d, %v", len(pods), err)
-	}
 	of := func(counter string) int {
-		return l.envoyCounter(t, pods[0].Name, `cluster\.outbound\|80\|\|(?:web|stock)\.shop\.svc\.cluster\.local;?\.`+counter)
+		return l.envoyCounter(t, namespace, "deploy/load", `cluster\.outbound\|80\|\|(?:web|stock)\.shop\.svc\.cluster\.local;?\.`+counter)
 	}
 	return sent{total: of("upstream_rq_total"), retried: of("upstream_rq_retry")}
 }

@@ -68,22 +68,22 @@ func TestTheShopRunsInTheMesh(t *testing.T) {
 		}
 		return "no line with the client's identity"
 	})
-	if n := l.envoyCounter(t, cart[0].Name, `listener\.0\.0\.0\.0_15006\.ssl\.handshake`); n == 0 {
+	if n := l.envoyCounter(t, "shop", cart[0].Name, `listener\.0\.0\.0\.0_15006\.ssl\.handshake`); n == 0 {
 		t.Error("cart's Envoy counts no TLS handshake on 15006")
 	}
 	web, err := l.pods(t.Context(), "web")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := l.envoyCounter(t, web[0].Name, `cluster\.outbound\|80\|\|cart\.shop\.svc\.cluster\.local;?\.ssl\.handshake`); n == 0 {
+	if n := l.envoyCounter(t, "shop", web[0].Name, `cluster\.outbound\|80\|\|cart\.shop\.svc\.cluster\.local;?\.ssl\.handshake`); n == 0 {
 		t.Error("web's Envoy counts no TLS handshake towards cart")
 	}
 }
 
 // envoyCounter is the sum of the Envoy statistics of a pod whose names match.
-func (l *lab) envoyCounter(t *testing.T, pod, name string) (sum int) {
+func (l *lab) envoyCounter(t *testing.T, namespace, pod, name string) (sum int) {
 	t.Helper()
-	out := l.kubectl(t, "-n", "shop", "exec", pod, "-c", "istio-proxy", "--", "selvage-agent", "request", "GET", "stats")
+	out := l.kubectl(t, "-n", namespace, "exec", pod, "-c", "istio-proxy", "--", "selvage-agent", "request", "GET", "stats")
 	for _, line := range regexp.MustCompile(`(?m)^`+name+`: (\d+)$`).FindAllStringSubmatch(out, -1) {
 		var n int
 		_, _ = fmt.Sscan(line[1], &n)
@@ -196,7 +196,7 @@ func TestHeadlessTCPGoesOverMutualTLS(t *testing.T) {
 		}
 		return ""
 	})
-	if n := l.envoyCounter(t, web[0].Name, `cluster\.outbound\|8080\|\|stock-peers\.shop\.svc\.cluster\.local;?\.ssl\.handshake`); n == 0 {
+	if n := l.envoyCounter(t, "shop", web[0].Name, `cluster\.outbound\|8080\|\|stock-peers\.shop\.svc\.cluster\.local;?\.ssl\.handshake`); n == 0 {
 		t.Error("web's Envoy counts no TLS handshake towards stock-peers")
 	}
 }

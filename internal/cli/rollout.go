@@ -123,7 +123,7 @@ func (m *migration) restart(ctx context.Context, w revision.Workload, tell func(
 		}
 		tell(part, w.String()+": "+last)
 		if r.Failed != "" {
-			return false, errors.New(r.Failed)
+			return false, errors.New(strings.TrimSuffix(r.Failed, "."))
 		}
 		return r.Done, nil
 	}
@@ -136,7 +136,7 @@ func (m *migration) restart(ctx context.Context, w revision.Workload, tell func(
 		err = fmt.Errorf("it is not ready within %s (%s)", m.timeout, last)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("%w%s", err, m.why(ctx, selector)))
+		return fmt.Errorf("%w%s", err, m.why(ctx, selector))
 	}
 	return m.check(ctx, w, selector)
 }
@@ -190,7 +190,7 @@ func (m *migration) why(ctx context.Context, selector *metav1.LabelSelector) str
 	}
 	for i := range pods {
 		if why := revision.NotReady(&pods[i]); why != "" {
-			return "; pod " + pods[i].Name + ": " + strings.TrimSpace(printable(why))
+			return "; pod " + pods[i].Name + ": " + strings.TrimRight(printable(why), ". \n")
 		}
 	}
 	return ""

@@ -87,7 +87,8 @@ type Rollout struct {
 // DeploymentRollout follows the rule of `kubectl rollout status`.
 func DeploymentRollout(d *appsv1.Deployment) Rollout {
 	s, total := d.Status, wanted(d.Spec.Replicas)
-	r := Rollout{Total: total, Ready: min(s.UpdatedReplicas, s.AvailableReplicas)}
+	old := s.Replicas - s.UpdatedReplicas // all of which may be among the available ones
+	r := Rollout{Total: total, Ready: min(s.UpdatedReplicas, max(0, s.AvailableReplicas-old))}
 	if s.ObservedGeneration < d.Generation {
 		r.Ready = 0
 		return r

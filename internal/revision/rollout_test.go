@@ -13,15 +13,17 @@ func TestDeploymentRollout(t *testing.T) {
 		status appsv1.DeploymentStatus
 		done   bool
 		failed bool
+		ready  int32
 	}{
-		"not seen by its controller yet":  {appsv1.DeploymentStatus{ObservedGeneration: 1, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, false, false},
-		"old pods are left":               {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 2, AvailableReplicas: 2}, false, false},
-		"new pods are not available":      {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 1}, false, false},
-		"done":                            {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, true, false},
-		"Kubernetes has given up waiting": {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 1, AvailableReplicas: 2, Conditions: []appsv1.DeploymentCondition{{Type: appsv1.DeploymentProgressing, Reason: "ProgressDeadlineExceeded", Message: "too long"}}}, false, true},
+		"not seen by its controller yet":  {appsv1.DeploymentStatus{ObservedGeneration: 1, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, false, false, 0},
+		"old pods are left":               {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 2, AvailableReplicas: 2}, false, false, 1},
+		"only old pods are available":     {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 1, AvailableReplicas: 2}, false, false, 0},
+		"new pods are not available":      {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 1}, false, false, 1},
+		"done":                            {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, true, false, 2},
+		"Kubernetes has given up waiting": {appsv1.DeploymentStatus{ObservedGeneration: 2, Replicas: 3, UpdatedReplicas: 1, AvailableReplicas: 2, Conditions: []appsv1.DeploymentCondition{{Type: appsv1.DeploymentProgressing, Reason: "ProgressDeadlineExceeded", Message: "too long"}}}, false, true, 0},
 	} {
 		r := DeploymentRollout(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Generation: 2}, Spec: appsv1.DeploymentSpec{Replicas: ptr.To[int32](2)}, Status: c.status})
-		if r.Done != c.done || (r.Failed != "") != c.failed {
+		if r.Done != c.done || (r.Failed != "") != c.failed || r.Ready != c.ready {
 			t.Errorf("%s: %+v", sentence, r)
 		}
 	}
