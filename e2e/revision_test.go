@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -182,6 +183,64 @@ func TestATagMovesAtOneInstant(t *testing.T) {
 	for name, status := range map[string]string{"default": own, canary: other} {
 		if got := l.doubleCalls(t, status); got != before[name] {
 			t.Errorf("revision %s was asked about pods that had a sidecar already: %s", name, got)
+		}
+	}
+	l.validatorFollows(t, enabled)
+}
+
+// validatorFollows: an Istio's validator of objects that name no revision, whose control plane is gone, refuses all that is written,
+// until the default tag moves; then the new default answers for it, and after the tag the revision that stays.
+func (l *lab) validatorFollows(t *testing.T, namespace string) {
+	t.Helper()
+	const name = "istiod-default-validator"
+	fail, none, path := admissionv1.Fail, admissionv1.SideEffectClassNone, "/validate"
+	hooks := l.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	_, err := hooks.Create(t.Context(), &admissionv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": "istiod", "istio.io/rev": "1-20", "app.kubernetes.io/managed-by": "Helm"}},
+		Webhooks: []admissionv1.ValidatingWebhook{{
+			Name: "validation.istio.io", FailurePolicy: &fail, SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
+			ClientConfig:   admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Namespace: "istio-system", Name: "istiod-1-20", Path: &path}},
+			ObjectSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "istio.io/rev", Operator: metav1.LabelSelectorOpDoesNotExist}}},
+			Rules: []admissionv1.RuleWithOperations{{Operations: []admissionv1.OperationType{admissionv1.Create, admissionv1.Update},
+				Rule: admissionv1.Rule{APIGroups: []string{"networking.istio.io"}, APIVersions: []string{"*"}, Resources: []string{"*"}}}},
+		}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hooks.Delete(context.Background(), name, metav1.DeleteOptions{}) })
+	const right, wrong = `{servers: [{hosts: ["*"], port: {number: 80, name: http, protocol: HTTP}}]}`, `{}`
+	write := func(spec string) string {
+		object := "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: follows}\nspec: " + spec + "\n"
+		stdout, stderr, _ := command(t, strings.NewReader(object), bin("kubectl"), "--kubeconfig", l.kubeconfig(), "-n", namespace, "create", "--dry-run=server", "-f", "-")
+		return stdout + stderr
+	}
+	expect := func(what, spec, says string) {
+		t.Helper()
+		eventually(t, what, func(context.Context) string {
+			if got := write(spec); !strings.Contains(got, says) {
+				return got
+			}
+			return ""
+		})
+	}
+	expect("the stale validator refuses what is right", right, `service "istiod-1-20" not found`)
+	for _, step := range []struct {
+		leads   string
+		command []string
+	}{
+		{canary, []string{"revision", "tag", "set", "default", "--revision", canary}},
+		{"default", []string{"revision", "tag", "remove", "default"}},
+	} {
+		out := l.mustSelvage(t, step.command...)
+		if want := "ValidatingWebhookConfiguration " + name + ", for objects that name no revision, calls revision " + step.leads + " now."; !strings.Contains(out, want) {
+			t.Errorf("selvage %s printed\n%swant %s", strings.Join(step.command, " "), out, want)
+		}
+		expect("what is right passes with revision "+step.leads, right, "created")
+		expect("what is wrong does not", wrong, "denied the request")
+		c, err := hooks.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil || c.Labels["istio.io/rev"] != step.leads || len(c.Webhooks[0].ClientConfig.CABundle) == 0 {
+			t.Errorf("with the tag at %s: error %v, %+v", step.leads, err, c)
 		}
 	}
 }

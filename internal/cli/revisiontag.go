@@ -24,7 +24,8 @@ func (a *app) tagCommand() *cobra.Command {
 		Use:   "tag COMMAND",
 		Short: "Give a revision another name for the label istio.io/rev",
 		Long: "A tag is a name that namespaces use (istio.io/rev=TAG) instead of a revision's, so that an upgrade moves the tag and\n" +
-			"not every label. The tag \"default\" is the revision that istio-injection=enabled leads to.",
+			"not every label. The tag \"default\" is the revision that istio-injection=enabled leads to; an istiod-default-validator that\n" +
+			"is there, as Istio has it, follows it.",
 		Example: a.examples(`
 			selvage revision tag set prod --revision asm-1234-1
 			selvage revision tag remove prod`),
@@ -89,7 +90,7 @@ func (a *app) runTagSet(ctx context.Context, tag string, flags tagFlags) error {
 	}
 	if first.From == a.revision {
 		fmt.Fprintf(a.Stdout, "Tag %s names revision %s already.\n", tag, a.revision)
-		return nil
+		return a.followDefault(ctx, c, validatorRequest{tag: tag, revision: a.revision, dryRun: flags.dryRun}) // where a run before this one broke off
 	}
 	if !flags.force {
 		if err := a.injects(ctx, c, a.revision); err != nil {
@@ -102,13 +103,16 @@ func (a *app) runTagSet(ctx context.Context, tag string, flags tagFlags) error {
 	}
 	if flags.dryRun {
 		fmt.Fprintf(a.Stdout, "Tag %s would change: it then %s.\n", tag, change)
-		return nil
+		return a.followDefault(ctx, c, validatorRequest{tag: tag, revision: a.revision, dryRun: true})
 	}
 	done, err := c.writeTag(ctx, plan)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(a.Stdout, "Tag %s now %s (MutatingWebhookConfiguration %s).\n", tag, change, done.After.Name)
+	if err := a.followDefault(ctx, c, validatorRequest{tag: tag, revision: a.revision}); err != nil {
+		return err
+	}
 	a.sayRestart(facts, tag)
 	return nil
 }
@@ -163,10 +167,7 @@ func (c *connection) planTag(ctx context.Context, plan tagPlan) (revision.Tag, e
 
 // writeTag decides and writes, again on fresh state when somebody wrote in between.
 func (c *connection) writeTag(ctx context.Context, plan tagPlan) (done revision.Tag, err error) {
-	again := func(err error) bool {
-		return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err)
-	}
-	err = retry.OnError(retry.DefaultBackoff, again, func() error {
+	err = retry.OnError(retry.DefaultBackoff, overtaken, func() error {
 		var err error
 		if done, err = c.planTag(ctx, plan); err != nil {
 			return err
@@ -176,8 +177,7 @@ func (c *connection) writeTag(ctx context.Context, plan tagPlan) (done revision.
 		case done.Before == nil:
 			_, err = hooks.Create(ctx, done.After, metav1.CreateOptions{FieldManager: install.FieldManager})
 		case done.After == nil:
-			err = hooks.Delete(ctx, done.Before.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{
-				UID: &done.Before.UID, ResourceVersion: &done.Before.ResourceVersion}})
+			err = hooks.Delete(ctx, done.Before.Name, exactlyThis(done.Before))
 		default: // carries the resource version that was read
 			_, err = hooks.Update(ctx, done.After, metav1.UpdateOptions{FieldManager: install.FieldManager})
 		}
@@ -187,6 +187,17 @@ func (c *connection) writeTag(ctx context.Context, plan tagPlan) (done revision.
 		return done, fmt.Errorf("write the tag: %w", err)
 	}
 	return done, nil
+}
+
+// overtaken reports whether somebody else wrote in between.
+func overtaken(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err)
+}
+
+// exactlyThis lets a deletion take nothing but the object as it was read.
+func exactlyThis(object metav1.Object) metav1.DeleteOptions {
+	uid, version := object.GetUID(), object.GetResourceVersion()
+	return metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid, ResourceVersion: &version}}
 }
 
 func (a *app) tagRemoveCommand() *cobra.Command {
@@ -246,8 +257,8 @@ func (a *app) runTagRemove(ctx context.Context, tag string, force bool) error {
 	}
 	if done.After != nil {
 		fmt.Fprintf(a.Stdout, "Tag %s is removed: revision %s answers again by its own name.\n", tag, tag)
-		return nil
+		return a.followDefault(ctx, c, validatorRequest{tag: tag, revision: tag})
 	}
 	fmt.Fprintf(a.Stdout, "Tag %s is removed (MutatingWebhookConfiguration %s); it named revision %s.\n", tag, done.Before.Name, done.From)
-	return nil
+	return a.followDefault(ctx, c, validatorRequest{tag: tag})
 }

@@ -4,6 +4,7 @@
 package install_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -28,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/selvage-mesh/selvage/internal/install"
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 // server is the API server and an installer of it.
@@ -227,9 +229,13 @@ func TestRevisionsDoNotTouchOneAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	s.defaultValidator(t, "", "istiod") // an Istio's that has followed the default tag
 	removal := s.purge(t, "")
 	if len(removal.Kept) != 1 || !strings.Contains(removal.Kept[0], "asm-1234-1") {
 		t.Errorf("kept: %v; want what revision asm-1234-1 shares", removal.Kept)
+	}
+	if !slices.Contains(removal.Removed, "ValidatingWebhookConfiguration "+revision.DefaultValidator) {
+		t.Errorf("a validator of objects that name no revision is left, calls what is gone, and refuses their writes: %v", removal.Removed)
 	}
 	changes, err := s.Plan(t.Context(), outside("asm-1234-1"))
 	if err != nil {
@@ -240,6 +246,35 @@ func TestRevisionsDoNotTouchOneAnother(t *testing.T) {
 			t.Errorf("%s: %s; want unchanged", c.Object, c.Action)
 		}
 	}
+	if err := s.Apply(t.Context(), outside("")); err != nil {
+		t.Fatal(err)
+	}
+	s.defaultValidator(t, "asm-1234-1", "istiod-asm-1234-1")
+	s.purge(t, "asm-1234-1")
+	got, err := s.kubernetes.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(t.Context(), revision.DefaultValidator, metav1.GetOptions{})
+	if err != nil || got.Webhooks[0].ClientConfig.Service.Name != "istiod" || got.Labels["istio.io/rev"] != "default" {
+		t.Errorf("the validator of objects that name no revision calls %v (error %v), want the revision that stays", got.Webhooks, err)
+	}
+}
+
+// defaultValidator makes what Istio has for objects that name no revision, until the test ends.
+func (s *server) defaultValidator(t *testing.T, rev, service string) {
+	t.Helper()
+	none, path := admissionv1.SideEffectClassNone, "/validate"
+	c := &admissionv1.ValidatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: revision.DefaultValidator, Labels: map[string]string{"app": "istiod", "app.kubernetes.io/managed-by": "Helm", "istio.io/rev": cmp.Or(rev, "default")}},
+		Webhooks: []admissionv1.ValidatingWebhook{{
+			Name: "validation.istio.io", SideEffects: &none, AdmissionReviewVersions: []string{"v1"},
+			ClientConfig: admissionv1.WebhookClientConfig{Service: &admissionv1.ServiceReference{Namespace: install.Namespace, Name: service, Path: &path}},
+			Rules: []admissionv1.RuleWithOperations{{Operations: []admissionv1.OperationType{admissionv1.Create},
+				Rule: admissionv1.Rule{APIGroups: []string{"networking.istio.io"}, APIVersions: []string{"*"}, Resources: []string{"*"}}}},
+		}},
+	}
+	hooks := s.kubernetes.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	if _, err := hooks.Create(t.Context(), c, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hooks.Delete(context.Background(), c.Name, metav1.DeleteOptions{}) })
 }
 
 // TestInstallingAgainKeepsTheBundle that the control plane's own field manager has written, and takes back what others changed.

@@ -72,6 +72,9 @@ func (i *Installer) Uninstall(ctx context.Context, ro RemoveOptions) (*Removal, 
 	if err := r.giveBackDefault(ctx, others); err != nil {
 		return nil, err
 	}
+	if err := r.releaseValidator(ctx, others); err != nil {
+		return nil, err
+	}
 	mine := revisionSelector(r.options)
 	for _, kind := range []kindRef{mutatingWebhooks, validatingWebhooks, deployments, disruptionBudgets} {
 		if err := r.removeOwned(ctx, kind, mine); err != nil {
