@@ -224,21 +224,27 @@ type state struct {
 	known   bool // finding holds
 	finding verdict.Finding
 	since   time.Time // since when its verdict holds
-	doubted bool      // the last answer was bad, and was not told yet
+	doubted time.Time // since when the answers are bad without being believed; zero when the last one is
 	message string    // of the condition that was taken over; "" for that of finding
 }
+
+// grace is how long nothing but bad answers must come before the first is believed: an installation makes the webhooks last, when
+// the control plane is there.
+const grace = 15 * time.Second
 
 // take takes an answer in. A good one holds at once; a bad one when the next is bad too, as a replica that ends or a webhook that the
 // API server has not read yet are no news. news says that another verdict holds now, waits that this one wants to be confirmed.
 func (s *state) take(f verdict.Finding, now time.Time) (news, waits bool) {
 	switch {
 	case s.known && f.Verdict == s.finding.Verdict:
-		s.doubted = false
+		s.doubted = time.Time{}
 		return false, false
-	case f.Verdict != verdict.OK && !s.doubted:
-		s.doubted = true
+	case f.Verdict != verdict.OK && s.doubted.IsZero():
+		s.doubted = now
+		return false, true
+	case f.Verdict != verdict.OK && !s.known && now.Sub(s.doubted) < grace:
 		return false, true
 	}
-	s.known, s.finding, s.since, s.doubted, s.message = true, f, now, false, ""
+	s.known, s.finding, s.since, s.doubted, s.message = true, f, now, time.Time{}, ""
 	return true, false
 }

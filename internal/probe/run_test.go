@@ -167,6 +167,25 @@ func TestABadAnswerWantsAnother(t *testing.T) {
 	})
 }
 
+// TestAFreshInstallationIsNoFailure: the webhooks come some seconds after the control plane.
+func TestAFreshInstallationIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := start(t, &kept{texts: map[string]string{}}, verdict.WebhookMissing)
+		c.after(grace / 2)
+		c.answer = verdict.OK
+		c.after(2 * quick)
+		c.holds(verdict.OK)
+		if got := strings.Join(c.events.list, ", "); got != "InjectionWorks MutatingWebhookConfiguration/istio-sidecar-injector" {
+			t.Errorf("the Events are %s", got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // but when nothing comes it is one
+		c := start(t, &kept{texts: map[string]string{}}, verdict.WebhookMissing)
+		c.after(grace + 2*quick)
+		c.holds(verdict.WebhookMissing)
+	})
+}
+
 // TestTheStatusIsWrittenWhenItChanges and never between, although each bad answer has another text.
 func TestTheStatusIsWrittenWhenItChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
