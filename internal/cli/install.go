@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,6 +30,7 @@ type installFlags struct {
 	endpoint   string
 	setDefault bool
 	dryRun     bool
+	diff       bool
 	wait       bool
 	timeout    time.Duration
 }
@@ -39,12 +42,15 @@ func (a *app) installCommand() *cobra.Command {
 		Short: "Install the mesh into a cluster, wait for it and probe it",
 		Long: "install puts a control plane into the cluster of the kubeconfig's context, waits until it is ready, and then asks\n" +
 			"the API server, as a dry run, whether a pod would get its sidecar. It may be repeated: what is right stays as it is.\n\n" +
+			"Before it changes anything it lets the API server try every object, and says what is created and which fields change,\n" +
+			"with the names of those who have set them since.\n\n" +
 			"It changes nothing, and ends with 2, when an object of one of its names exists that Selvage did not make, when you\n" +
 			"lack a right, or when the API server would refuse an object. It ends with 1 when all is there but injection does\n" +
 			"not work; it then says why.",
 		Example: a.examples(`
 			selvage install
-			selvage install --dry-run                       what would change
+			selvage install --dry-run                       what would change, field by field
+			selvage install --diff -o json                  the same, for a program
 			selvage install --dry-run -o yaml > mesh.yaml   the objects, without asking a cluster
 			selvage install --revision asm-1234-1           beside other revisions
 			selvage install --revision asm-1234-1 --set-default   as the one of istio-injection=enabled
@@ -55,7 +61,7 @@ func (a *app) installCommand() *cobra.Command {
 			if err := a.installOptions(cmd, &flags); err != nil {
 				return err
 			}
-			if flags.dryRun && a.output != "" && a.output != "table" {
+			if flags.dryRun && !flags.diff && a.output != "" && a.output != "table" {
 				return a.printObjects(flags.options)
 			}
 			return a.runInstall(cmd.Context(), flags)
@@ -80,6 +86,7 @@ func (a *app) installCommand() *cobra.Command {
 	f.StringVar(&o.StatusAddress, "status-address", "", "HOST:PORT where status finds a control plane outside the cluster (default: where its Service leads)")
 	f.BoolVar(&o.SkipCRDs, "skip-crds", false, "use the custom resource definitions that the cluster has")
 	f.BoolVar(&flags.dryRun, "dry-run", false, "change nothing: show what would change, or with -o yaml or json print the objects")
+	f.BoolVar(&flags.diff, "diff", false, "change nothing: show what would change, with -o yaml or json for a program")
 	f.BoolVar(&flags.wait, "wait", true, "wait until the control plane is ready and probe it")
 	f.DurationVar(&flags.timeout, "timeout", 5*time.Minute, "longest wait for each thing that is waited for")
 	return cmd
@@ -158,16 +165,12 @@ func (a *app) runInstall(ctx context.Context, flags installFlags) error {
 	if err != nil {
 		return err
 	}
-	if flags.dryRun {
+	if flags.dryRun || flags.diff {
 		changes, err := installer.Plan(ctx, flags.options)
 		if err != nil {
 			return err
 		}
-		t := table{header: []string{"OBJECT", "ACTION"}}
-		for _, c := range changes {
-			t.add(c.Object, string(c.Action))
-		}
-		return t.write(a.Stdout)
+		return a.printChanges(changes)
 	}
 	if !flags.wait {
 		if err := installer.Apply(ctx, flags.options); err != nil {
@@ -181,6 +184,34 @@ func (a *app) runInstall(ctx context.Context, flags installFlags) error {
 		return err
 	}
 	return a.printVerdict(flags.options, verdict)
+}
+
+// printChanges shows a plan: a line for each object, and below it one for each field that changes.
+func (a *app) printChanges(changes []install.Change) error {
+	if a.output == "json" || a.output == "yaml" {
+		return a.print(map[string]any{"changes": changes})
+	}
+	width := 0
+	for _, c := range changes {
+		width = max(width, len(c.Action))
+	}
+	var b strings.Builder
+	for _, c := range changes {
+		fmt.Fprintf(&b, "%-*s  %s\n", width, c.Action, c.Object)
+		for _, f := range c.Fields {
+			fmt.Fprintf(&b, "%-*s    %s\n", width, "", f)
+		}
+		for _, conflict := range c.Conflicts {
+			said := "set back: "
+			if c.Kept {
+				said = "was edited and stays: "
+			}
+			fmt.Fprintf(&b, "%-*s    %s%s\n", width, "", said, conflict)
+		}
+	}
+	fmt.Fprintln(&b, install.Summary(changes)+".")
+	_, err := io.WriteString(a.Stdout, b.String())
+	return err
 }
 
 func (a *app) printVerdict(o install.Options, v *install.Verdict) error {

@@ -92,7 +92,7 @@ func outside(revision string) install.Options {
 	return o
 }
 
-// everything lists every object that the API server can list, by kind and name, but what comes and goes by itself.
+// everything lists every object that the API server can list, by kind, name, labels and annotations, but what comes and goes by itself.
 func (s *server) everything(t *testing.T) []string {
 	t.Helper()
 	lists, err := s.kubernetes.Discovery().ServerPreferredResources()
@@ -106,7 +106,7 @@ func (s *server) everything(t *testing.T) []string {
 			t.Fatal(err)
 		}
 		for _, r := range list.APIResources {
-			if !slices.Contains(r.Verbs, "list") || r.Kind == "Event" || r.Kind == "Lease" || r.Kind == "ComponentStatus" || r.Kind == "APIService" {
+			if !slices.Contains(r.Verbs, "list") || r.Kind == "Event" || r.Kind == "LeaseCandidate" || r.Kind == "ComponentStatus" || r.Kind == "APIService" {
 				continue
 			}
 			objects, err := s.dynamic.Resource(gv.WithResource(r.Name)).List(t.Context(), metav1.ListOptions{})
@@ -114,7 +114,10 @@ func (s *server) everything(t *testing.T) []string {
 				continue // served no more
 			}
 			for _, u := range objects.Items {
-				seen[fmt.Sprintf("%s %s/%s", r.Kind, u.GetNamespace(), u.GetName())] = true
+				if r.Kind == "Lease" && u.GetNamespace() != install.Namespace { // of Kubernetes' own components
+					continue
+				}
+				seen[fmt.Sprintf("%s %s/%s %v %v", r.Kind, u.GetNamespace(), u.GetName(), u.GetLabels(), u.GetAnnotations())] = true
 			}
 		}
 	}
@@ -310,6 +313,11 @@ func TestInstallingAgainKeepsTheBundle(t *testing.T) {
 	if _, err := hooks.Patch(t.Context(), "istio-sidecar-injector", types.JSONPatchType, []byte(weak), metav1.PatchOptions{FieldManager: "somebody"}); err != nil {
 		t.Fatal(err)
 	}
+	change := s.planned(t, "MutatingWebhookConfiguration istio-sidecar-injector")
+	if got := fmt.Sprint(change.Fields, change.Conflicts); change.Action != install.Configured || !strings.Contains(got, `.failurePolicy: "Ignore" -> "Fail"] [.webhooks[name=`) ||
+		!strings.Contains(got, `conflict with "somebody" using`) || len(change.Fields) != 1 {
+		t.Errorf("the plan is %s %s; want failurePolicy, and who has set it", change.Action, got)
+	}
 	if err := s.Apply(t.Context(), outside("")); err != nil {
 		t.Fatal(err)
 	}
@@ -327,6 +335,22 @@ func TestInstallingAgainKeepsTheBundle(t *testing.T) {
 	}
 }
 
+// planned is what another installation would do to one object.
+func (s *server) planned(t *testing.T, object string) install.Change {
+	t.Helper()
+	changes, err := s.Plan(t.Context(), outside(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range changes {
+		if c.Object == object {
+			return c
+		}
+	}
+	t.Fatalf("the plan has no %s", object)
+	return install.Change{}
+}
+
 // TestAnEditedMeshConfigurationStays: installing again, as an upgrade does, does not throw a user's settings away.
 func TestAnEditedMeshConfigurationStays(t *testing.T) {
 	s := connect(t)
@@ -342,6 +366,9 @@ func TestAnEditedMeshConfigurationStays(t *testing.T) {
 	edited.Data["mesh"] += "accessLogFile: /dev/stdout\n"
 	if _, err := maps.Update(t.Context(), edited, metav1.UpdateOptions{FieldManager: "kubectl-edit"}); err != nil {
 		t.Fatal(err)
+	}
+	if c := s.planned(t, "ConfigMap istio-system/istio"); c.Action != install.Unchanged || !c.Kept || !strings.Contains(fmt.Sprint(c.Conflicts), `.data.mesh (conflict with "kubectl-edit"`) {
+		t.Errorf("the plan is %+v; want that the edited configuration stays", c)
 	}
 	if err := s.Apply(t.Context(), outside("")); err != nil {
 		t.Fatal(err)
@@ -451,7 +478,9 @@ func TestTheControlPlaneKeepsFailurePolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(changes, install.Change{Object: "ValidatingWebhookConfiguration " + name, Action: install.Unchanged}) {
+	if !slices.ContainsFunc(changes, func(c install.Change) bool {
+		return c.Object == "ValidatingWebhookConfiguration "+name && c.Action == install.Unchanged
+	}) {
 		t.Errorf("the same again changes something: %v", changes)
 	}
 	if err := s.Apply(t.Context(), whole()); err != nil {

@@ -6,8 +6,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-
-	"github.com/selvage-mesh/selvage/internal/inject"
 )
 
 // Plan says what Install would do, having asked the API server to check every object. It changes nothing.
@@ -49,7 +47,7 @@ func (i *Installer) prepare(ctx context.Context, o Options) (*prepared, []Change
 	if err := i.mayApply(ctx, objects); err != nil {
 		return nil, nil, err
 	}
-	changes, err := i.rehearse(ctx, objects, s)
+	changes, err := i.rehearse(ctx, objects, s, o)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -77,6 +75,7 @@ func (i *Installer) apply(ctx context.Context, o Options, wait bool) error {
 	if err := i.warnOfRivals(ctx, o); err != nil {
 		return err
 	}
+	i.tell(changes)
 	last := len(p.objects) - len(o.webhooks()) - 1 // and the validator
 	i.say("applying %d objects of revision %s", len(p.objects), o.revision())
 	if err := i.applyAll(ctx, p.objects[:last], changes, o); err != nil {
@@ -122,16 +121,14 @@ func (i *Installer) applyAll(ctx context.Context, objects []*unstructured.Unstru
 	return nil
 }
 
-// applyOne applies one object. Where somebody else has set a field, the installation wins and says so, with one exception:
+// applyOne applies one object. Where somebody else has set a field, the installation wins, as was said before, with one exception:
 // a mesh configuration that was edited in the cluster stays unless a new one was given; applied is false then.
 func (i *Installer) applyOne(ctx context.Context, u *unstructured.Unstructured, o Options) (applied bool, err error) {
 	_, err = i.serverSide(ctx, u, applyOptions{})
-	if fields := conflictsOf(err); fields != nil {
-		if u.GetKind() == configMaps.kind && u.GetName() == o.Name(inject.MeshConfigMap) && o.MeshConfig == nil {
-			i.say("  %s was edited and stays as it is: %s", describe(u), list(fields))
+	if conflictsOf(err) != nil {
+		if o.keepsEdited(u) {
 			return false, nil
 		}
-		i.say("  %s: set back what others had changed: %s", describe(u), list(fields))
 		_, err = i.serverSide(ctx, u, applyOptions{force: true})
 	}
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -251,76 +250,4 @@ func and(words []string) string {
 		return list(words[:n]) + " and " + words[n]
 	}
 	return list(words)
-}
-
-// rehearse lets the API server check every object without storing it, so that a refusal (by a policy, a quota, an escalation
-// of rights) comes before the first change. Objects of a namespace that does not exist yet cannot be tried.
-func (i *Installer) rehearse(ctx context.Context, objects []*unstructured.Unstructured, s *state) ([]Change, error) {
-	changes := make([]Change, len(objects))
-	err := each(ctx, objects, func(ctx context.Context, n int, u *unstructured.Unstructured) error {
-		changes[n] = Change{Object: describe(u), Action: Created}
-		if live := s.live[describe(u)]; live != nil {
-			changes[n].Action = Unchanged
-		}
-		if ns := u.GetNamespace(); ns != "" && s.live[namespaces.kind+" "+ns] == nil {
-			return nil
-		}
-		after, err := i.serverSide(ctx, u, applyOptions{dryRun: true, force: true})
-		if apierrors.IsNotFound(err) && (u.GetKind() == roleBindings.kind || u.GetKind() == clusterBindings.kind) {
-			return nil // its role is not there before it is really applied
-		}
-		if err != nil {
-			return fmt.Errorf("try %s: %w", describe(u), err)
-		}
-		if live := s.live[describe(u)]; live != nil && !same(live, after) {
-			changes[n].Action = Configured
-		}
-		return nil
-	})
-	return changes, err
-}
-
-// Action is what happens to an object.
-type Action string
-
-// The actions, in the words of kubectl.
-const (
-	Created    Action = "created"
-	Configured Action = "configured"
-	Unchanged  Action = "unchanged"
-)
-
-// Change is one object and what happens to it.
-type Change struct {
-	Object string `json:"object"`
-	Action Action `json:"action"`
-}
-
-// same reports whether two states of an object differ in nothing but bookkeeping.
-func same(a, b *unstructured.Unstructured) bool {
-	return reflect.DeepEqual(trimmed(a), trimmed(b))
-}
-
-func trimmed(u *unstructured.Unstructured) map[string]any {
-	c := u.DeepCopy()
-	c.SetManagedFields(nil)
-	c.SetResourceVersion("")
-	c.SetGeneration(0)
-	delete(c.Object, "status")
-	return c.Object
-}
-
-// conflictsOf names who else owns fields that an apply wants; nil when err is no such conflict.
-func conflictsOf(err error) []string {
-	var status apierrors.APIStatus
-	if !errors.As(err, &status) || !apierrors.IsConflict(err) || status.Status().Details == nil {
-		return nil
-	}
-	var fields []string
-	for _, cause := range status.Status().Details.Causes {
-		if cause.Type == metav1.CauseTypeFieldManagerConflict {
-			fields = append(fields, cause.Field+" ("+cause.Message+")")
-		}
-	}
-	return fields
 }
