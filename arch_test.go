@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"validate":      {"diag", "ref"},
 	"inject":        {"diag", "jsonscan", "ref", "version"},
 	"webhook":       {"diag", "inject", "jsonscan", "probe/verdict", "ref", "validate"},
-	"podwatch":      {"inject"},
+	"podwatch":      {"inject", "revision"},
 	"restart":       {},
 	"probe/verdict": {"diag", "inject", "ref"},
 	"probe":         {"diag", "inject", "probe/verdict", "ref"},

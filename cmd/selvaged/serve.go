@@ -167,7 +167,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	work.Go(func() error { return webhooks.Run(ctx) })
 	work.Go(func() error { return front.run(ctx) })
 	lead := func(lease string, labels map[string]string, run func(context.Context) error) {
-		labels[revision.OwnerLabel] = revision.Owner // by which an uninstallation finds them
+		labels[revision.ManagedByLabel] = revision.Owner // by which an uninstallation finds them
 		work.Go(func() error {
 			return kube.Lead(ctx, kube.LeadConfig{Kubernetes: client, Namespace: o.namespace, Lease: lease, Identity: replica, Labels: labels, Log: log}, run)
 		})

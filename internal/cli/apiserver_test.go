@@ -56,7 +56,7 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/api/v1/namespaces/istio-system/services":
 		list := corev1.ServiceList{TypeMeta: metav1.TypeMeta{Kind: "ServiceList", APIVersion: "v1"}}
 		if selects && !c.noService {
-			list.Items = []corev1.Service{{ObjectMeta: metav1.ObjectMeta{Name: "istiod", Labels: map[string]string{"istio.io/rev": "default"}}}}
+			list.Items = []corev1.Service{{ObjectMeta: metav1.ObjectMeta{Name: "istiod", Labels: map[string]string{"istio.io/rev": "default", "selvage/owner": "selvage"}}}}
 			list.Items[0].Annotations = c.annotations
 		}
 		c.answer(w, 200, list)
@@ -81,7 +81,7 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		list := discoveryv1.EndpointSliceList{TypeMeta: metav1.TypeMeta{Kind: "EndpointSliceList", APIVersion: "discovery.k8s.io/v1"}}
 		if c.leadsTo.IsValid() && strings.Contains(r.URL.Query().Get("labelSelector"), "kubernetes.io/service-name=istiod") {
 			name, port := "http-monitoring", int32(c.leadsTo.Port())
-			list.Items = []discoveryv1.EndpointSlice{{Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+			list.Items = []discoveryv1.EndpointSlice{{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"selvage/owner": "selvage"}}, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
 				Endpoints: []discoveryv1.Endpoint{{Addresses: []string{c.leadsTo.Addr().String()}}}}}
 		}
 		c.answer(w, 200, list)

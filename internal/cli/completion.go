@@ -64,7 +64,7 @@ func (a *app) completeRevisions(cmd *cobra.Command, _ []string, _ string) ([]str
 		if err != nil {
 			return nil
 		}
-		for _, s := range list.Items {
+		for _, s := range ours(list.Items) {
 			names = append(names, s.Labels[label.IoIstioRev.Name])
 		}
 		return names

@@ -26,7 +26,7 @@ type selfProbe struct {
 
 // selfProbes reads the status ConfigMaps. Who may not read them is not told of them: `status` is about proxies.
 func (a *app) selfProbes(ctx context.Context, c *connection) []selfProbe {
-	selector := install.OwnerLabel + "=" + install.Owner + "," + label.IoIstioRev.Name
+	selector := install.ManagedByLabel + "=" + install.Owner + "," + label.IoIstioRev.Name // the control plane makes them
 	if a.revision != "" {
 		selector += "=" + a.revision
 	}

@@ -23,6 +23,7 @@ import (
 	"istio.io/api/label"
 
 	"github.com/selvage-mesh/selvage/internal/install"
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 // The states of one type of configuration at one proxy.
@@ -101,13 +102,21 @@ type notConnected struct {
 	Pod       string `json:"pod"`
 }
 
-// controlPlane selects the objects of control planes: of one revision, or of all.
+// controlPlane selects the objects of control planes: of one revision, or of all. Istio's carry the same labels: see ours.
 func (a *app) controlPlane() string {
-	selector := "app=istiod," + install.OwnerLabel + "=" + install.Owner
+	selector := "app=istiod"
 	if a.revision != "" {
 		selector += "," + label.IoIstioRev.Name + "=" + a.revision
 	}
 	return selector
+}
+
+// ours are those of the items that are Selvage's.
+func ours[T any, O interface {
+	*T
+	GetLabels() map[string]string
+}](items []T) []T {
+	return slices.DeleteFunc(items, func(item T) bool { return !revision.IsOurs(O(&item).GetLabels()) })
 }
 
 // gather asks every replica, and the API server for the pods that should be connected.
@@ -205,7 +214,7 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 	if err != nil {
 		return nil, fmt.Errorf("list pods of the control plane: %w", err)
 	}
-	for _, pod := range pods.Items {
+	for _, pod := range ours(pods.Items) {
 		if pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil {
 			targets = append(targets, target{name: pod.Name, revision: pod.Labels[label.IoIstioRev.Name], read: func(ctx context.Context, token string) (*syncz, error) {
 				return c.readPod(ctx, pod.Name, token)
@@ -216,6 +225,7 @@ func (a *app) targets(ctx context.Context, c *connection, address string) ([]tar
 	if err != nil {
 		return nil, fmt.Errorf("list services of the control plane: %w", err)
 	}
+	services.Items = ours(services.Items)
 	for _, service := range services.Items {
 		if len(service.Spec.Selector) > 0 {
 			continue
@@ -250,12 +260,12 @@ func (c *connection) leadsTo(ctx context.Context, service *corev1.Service) (addr
 		return []string{said}, nil
 	}
 	slices, err := c.kubernetes.DiscoveryV1().EndpointSlices(install.Namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: discoveryv1.LabelServiceName + "=" + service.Name + "," + install.OwnerLabel + "=" + install.Owner,
+		LabelSelector: discoveryv1.LabelServiceName + "=" + service.Name,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list endpointslices of Service %s: %w", service.Name, err)
 	}
-	for _, slice := range slices.Items {
+	for _, slice := range ours(slices.Items) {
 		for _, port := range slice.Ports {
 			if port.Name == nil || *port.Name != install.HTTPPortName || port.Port == nil {
 				continue

@@ -90,7 +90,8 @@ func (a *app) controlPlanes(ctx context.Context) ([]controlPlaneVersion, error) 
 	if err != nil {
 		return list, fmt.Errorf("list deployments of the control plane: %w", err)
 	}
-	for _, s := range services.Items {
+	deployments.Items = ours(deployments.Items)
+	for _, s := range ours(services.Items) {
 		revision := s.Labels[label.IoIstioRev.Name]
 		n := slices.IndexFunc(deployments.Items, func(d appsv1.Deployment) bool { return d.Labels[label.IoIstioRev.Name] == revision })
 		if n >= 0 {

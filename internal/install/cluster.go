@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"istio.io/api/label"
+
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 // Config is what an Installer needs.
@@ -131,23 +133,26 @@ func (i *Installer) get(ctx context.Context, r kindRef, namespace, name string) 
 	return u, nil
 }
 
-// owned lists the objects of one kind that carry our label, in every namespace.
-func (i *Installer) owned(ctx context.Context, r kindRef, selector string) ([]unstructured.Unstructured, error) {
+// owned lists the objects of one kind that carry one of our labels, in every namespace: a selector cannot say "or".
+func (i *Installer) owned(ctx context.Context, r kindRef, selector string) (objects []unstructured.Unstructured, err error) {
 	if selector != "" {
 		selector = "," + selector
 	}
-	list, err := i.at(r, metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: OwnerLabel + "=" + Owner + selector})
-	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", r.Resource, err)
+	for _, ours := range []string{OwnerLabel + "=" + Owner, ManagedByLabel + "=" + Owner + "," + OwnerLabel + "!=" + Owner} {
+		list, err := i.at(r, metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: ours + selector})
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", r.Resource, err)
+		}
+		objects = append(objects, list.Items...)
 	}
-	for n := range list.Items { // a list's items carry no kind of their own
-		list.Items[n].SetGroupVersionKind(r.GroupVersion().WithKind(r.kind))
+	for n := range objects { // a list's items carry no kind of their own
+		objects[n].SetGroupVersionKind(r.GroupVersion().WithKind(r.kind))
 	}
-	return list.Items, nil
+	return objects, nil
 }
 
-// isOurs reports whether Selvage made the object.
-func isOurs(u *unstructured.Unstructured) bool { return u.GetLabels()[OwnerLabel] == Owner }
+// isOurs reports whether the object is Selvage's.
+func isOurs(u *unstructured.Unstructured) bool { return revision.IsOurs(u.GetLabels()) }
 
 // revisionOf is the revision an object belongs to; "" for a shared one.
 func revisionOf(u *unstructured.Unstructured) string { return u.GetLabels()[label.IoIstioRev.Name] }

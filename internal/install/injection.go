@@ -10,6 +10,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 // settings are the injector's and the mesh's: the built-in ones, under a mesh configuration that was given, under what the
@@ -65,7 +66,7 @@ func (o Options) webhooks() (out []*admissionv1.MutatingWebhookConfiguration) {
 	}
 	out = append(out, verdict.Mutating(o.revision(), r.Endpoint))
 	for _, c := range out {
-		c.Labels[OwnerLabel] = Owner
+		revision.Own(c.Labels)
 	}
 	return out
 }

@@ -1,8 +1,9 @@
 // Package install knows every object that makes up a control plane in a cluster: it renders them (Render, pure), applies
 // them in the order in which they can work (Installer.Install), and takes them away again (Installer.Uninstall).
 //
-// Everything it makes carries the label app.kubernetes.io/managed-by=selvage. What exists under one of its names without
-// that label belongs to somebody else, and nothing is changed then.
+// Everything it makes carries the label selvage/owner=selvage, and app.kubernetes.io/managed-by=selvage, which Helm makes its own
+// where the chart is used. What exists under one of its names with neither belongs to somebody else, and nothing is changed then;
+// nor is anything that Helm keeps.
 package install
 
 import (
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 // Names and labels that other parts of Selvage, and people's runbooks, rely on.
@@ -26,8 +28,9 @@ const (
 	Namespace       = "istio-system"
 	DefaultRevision = "default" // the revision that "" stands for; its objects carry no suffix
 
-	OwnerLabel = "app.kubernetes.io/managed-by"
-	Owner      = "selvage"
+	OwnerLabel     = revision.OwnerLabel
+	ManagedByLabel = revision.ManagedByLabel
+	Owner          = revision.Owner
 
 	// FieldManager owns what the installer applies. The caBundle of webhooks is never among it: the control plane's own
 	// manager keeps that, so that installing again cannot wipe it.
@@ -121,7 +124,9 @@ func (o Options) inCluster() bool { return o.Endpoint == nil && o.WebhookURL == 
 
 // labels are those of an object that belongs to this revision alone.
 func (o Options) labels() map[string]string {
-	return map[string]string{OwnerLabel: Owner, label.IoIstioRev.Name: o.revision(), appLabel: appName}
+	labels := map[string]string{label.IoIstioRev.Name: o.revision(), appLabel: appName}
+	revision.Own(labels)
+	return labels
 }
 
 // selector matches this revision's control plane pods.
@@ -130,7 +135,11 @@ func (o Options) selector() map[string]string {
 }
 
 // sharedLabels are those of an object that all revisions share.
-func sharedLabels() map[string]string { return map[string]string{OwnerLabel: Owner} }
+func sharedLabels() map[string]string {
+	labels := map[string]string{}
+	revision.Own(labels)
+	return labels
+}
 
 var imageReference = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$`)
 

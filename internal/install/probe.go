@@ -17,6 +17,7 @@ import (
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 // Verdict is what an installation came to.
@@ -94,7 +95,7 @@ func (i *Installer) warnOfRivals(ctx context.Context, o Options) error {
 		probe.MatchLabels = map[string]string{label.IoIstioRev.Name: o.revision()}
 	}
 	for _, c := range list.Items {
-		if c.Labels[OwnerLabel] == Owner {
+		if revision.IsOurs(c.Labels) {
 			continue
 		}
 		if slices.ContainsFunc(c.Webhooks, func(w admissionv1.MutatingWebhook) bool {

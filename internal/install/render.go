@@ -32,7 +32,8 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 		return nil, err
 	}
 	typed := []runtime.Object{namespace(), probeNamespace()}
-	typed = append(typed, dryRunPolicy()...) // before the right that it narrows
+	typed = append(typed, dryRunPolicy()...) // before the rights that they narrow
+	typed = append(typed, o.restraint()...)
 	typed = append(typed, o.access()...)
 	typed = append(typed, o.probeAccess()...)
 	for _, c := range configMaps {

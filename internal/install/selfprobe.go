@@ -81,14 +81,14 @@ func (o Options) probeAccess() []runtime.Object {
 	}
 }
 
-// withoutPolicies leaves out what needs ValidatingAdmissionPolicies where the API server has none (before Kubernetes 1.30), and with
-// them the right to create pods: the control plane does not probe itself there.
+// withoutPolicies leaves out the ValidatingAdmissionPolicies where the API server has none (before Kubernetes 1.30), and with them the
+// right to create pods: the control plane does not probe itself there, and RBAC alone narrows its other rights.
 func (i *Installer) withoutPolicies(objects []*unstructured.Unstructured) ([]*unstructured.Unstructured, error) {
 	served, err := i.servesPolicies()
 	if err != nil || served {
 		return objects, err
 	}
-	i.say("this API server has no ValidatingAdmissionPolicies (Kubernetes 1.30): without them the control plane gets no right to probe itself")
+	i.say("this API server has no ValidatingAdmissionPolicies (Kubernetes 1.30): without them the control plane gets no right to probe itself, and RBAC alone narrows its other rights")
 	return slices.DeleteFunc(slices.Clone(objects), func(u *unstructured.Unstructured) bool {
 		return u.GetKind() == policies.kind || u.GetKind() == policyBindings.kind || u.GetNamespace() == verdict.Namespace
 	}), nil
@@ -105,18 +105,24 @@ func (i *Installer) servesPolicies() (bool, error) {
 	return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == policies.Resource }), nil
 }
 
-// removeProbe removes what all revisions share for the probe.
-func (r *remover) removeProbe(ctx context.Context) error {
+// removePolicies removes the policies that match the selector, after the rights that they narrowed.
+func (r *remover) removePolicies(ctx context.Context, selector string) error {
 	served, err := r.servesPolicies()
-	if err != nil {
+	if err != nil || !served {
 		return err
 	}
-	if served {
-		for _, kind := range []kindRef{policyBindings, policies} {
-			if err := r.removeOwned(ctx, kind, "!"+label.IoIstioRev.Name); err != nil {
-				return err
-			}
+	for _, kind := range []kindRef{policyBindings, policies} {
+		if err := r.removeOwned(ctx, kind, selector); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// removeProbe removes what all revisions share for the probe.
+func (r *remover) removeProbe(ctx context.Context) error {
+	if err := r.removePolicies(ctx, "!"+label.IoIstioRev.Name); err != nil {
+		return err
 	}
 	ns, err := r.get(ctx, namespaces, "", verdict.Namespace)
 	if err != nil || ns == nil || !isOurs(ns) {

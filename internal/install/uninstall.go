@@ -89,6 +89,9 @@ func (i *Installer) Uninstall(ctx context.Context, ro RemoveOptions) (*Removal, 
 			return nil, err
 		}
 	}
+	if err := r.removePolicies(ctx, mine); err != nil {
+		return nil, err
+	}
 	if err := r.removeLeases(ctx, r.options.Name(webhooksLease), mine); err != nil {
 		return nil, err
 	}

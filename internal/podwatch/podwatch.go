@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
 // EventReason is that of every Event of this package.
@@ -312,9 +313,12 @@ func (r *round) admission() *inject.Admission {
 // leads reports whether this revision speaks for pods that no revision answers for: the default one does, or the first by name
 // of those that Selvage has installed; when none is, any that runs.
 func (r *round) leads() bool {
-	list, _ := r.webhooks.List(labels.Set{"app.kubernetes.io/managed-by": "selvage"}.AsSelector())
+	list, _ := r.webhooks.List(labels.Everything()) // a lister of a cache cannot fail
 	first := ""
 	for _, c := range list {
+		if !revision.IsOurs(c.Labels) {
+			continue
+		}
 		switch rev := c.Labels[label.IoIstioRev.Name]; {
 		case rev == inject.DefaultRevision:
 			return r.config.Revision == rev

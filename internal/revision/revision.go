@@ -24,9 +24,12 @@ const (
 )
 
 const (
-	// OwnerLabel says who manages an object. Only what says so of Owner may be removed without a person.
-	OwnerLabel = "app.kubernetes.io/managed-by"
-	// Owner is Selvage, as the value of OwnerLabel.
+	// OwnerLabel says whose part an object is, whatever tool has applied it.
+	OwnerLabel = "selvage/owner"
+	// ManagedByLabel is Kubernetes' own label for that tool: Owner, or Helm, which claims it for what it installs. What the control
+	// plane makes carries this one alone, and so does what Selvage installed before it had a label of its own.
+	ManagedByLabel = "app.kubernetes.io/managed-by"
+	// Owner is Selvage, as the value of both.
 	Owner = "selvage"
 
 	// KeepAnnotation on a webhook configuration, of any value, keeps the control plane from removing it by itself.
@@ -61,6 +64,16 @@ type Webhook struct {
 	Others               []string  // entries that are not a mesh's
 }
 
+// IsOurs reports whether an object with these labels is Selvage's. Only such an object may be removed without a person.
+func IsOurs(labels map[string]string) bool {
+	return labels[OwnerLabel] == Owner || labels[ManagedByLabel] == Owner
+}
+
+// Own puts both labels of an object that `selvage install` makes among the labels.
+func Own(labels map[string]string) {
+	labels[OwnerLabel], labels[ManagedByLabel] = Owner, Owner
+}
+
 // Subject names the object, as people type it.
 func (w Webhook) Subject() string { return w.Kind + " " + w.Name }
 
@@ -93,7 +106,7 @@ func of(kind string, m metav1.Object, entries []entry) (w Webhook, ok bool) {
 	w = Webhook{
 		Kind: kind, Name: m.GetName(), UID: string(m.GetUID()), ResourceVersion: m.GetResourceVersion(),
 		Revision: cmp.Or(labels[label.IoIstioRev.Name], inject.DefaultRevision), Tag: labels[label.IoIstioTag.Name],
-		Ours: labels[OwnerLabel] == Owner, Kept: kept, Changed: m.GetCreationTimestamp().Time,
+		Ours: IsOurs(labels), Kept: kept, Changed: m.GetCreationTimestamp().Time,
 	}
 	for _, f := range m.GetManagedFields() {
 		if f.Time != nil && f.Time.After(w.Changed) {

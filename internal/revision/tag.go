@@ -45,7 +45,7 @@ func SetTag(observed []admissionv1.MutatingWebhookConfiguration, r TagRequest) (
 	}
 	before := tagged(observed, r.Tag)
 	if before == nil {
-		if before = answering(observed, r.Tag); before != nil && (r.Tag != inject.DefaultTag || before.Labels[OwnerLabel] != Owner) {
+		if before = answering(observed, r.Tag); before != nil && (r.Tag != inject.DefaultTag || !IsOurs(before.Labels)) {
 			return Tag{}, fmt.Errorf("MutatingWebhookConfiguration %s answers for %s=%s already, and two cannot: "+
 				"it belongs to revision %s, which is no tag of Selvage's; choose another tag, or remove that revision first",
 				before.Name, label.IoIstioRev.Name, r.Tag, revisionOf(before))
@@ -174,7 +174,7 @@ func newTag(target *admissionv1.MutatingWebhookConfiguration, r TagRequest) *adm
 		registration.Endpoint.Namespace = w.Services[0].Namespace
 	}
 	c := registration.Configuration()
-	c.Labels[OwnerLabel] = Owner
+	Own(c.Labels)
 	point(c, target)
 	return c
 }

@@ -43,7 +43,7 @@ func FollowDefault(observed []admissionv1.ValidatingWebhookConfiguration, revisi
 		}
 	}
 	if revision == "" {
-		if before != nil && before.Labels[OwnerLabel] == Owner {
+		if before != nil && IsOurs(before.Labels) {
 			return Validator{Before: before}, nil
 		}
 		return Validator{}, nil
@@ -143,7 +143,7 @@ func newDefaultValidator(entry *admissionv1.ValidatingWebhook, revision string) 
 		{Key: label.IoIstioRev.Name, Operator: metav1.LabelSelectorOpDoesNotExist}}}
 	return &admissionv1.ValidatingWebhookConfiguration{
 		ObjectMeta: metav1.ObjectMeta{Name: DefaultValidator, Labels: map[string]string{
-			OwnerLabel: Owner, "app": ControlPlaneApp, label.IoIstioRev.Name: revision, label.IoIstioTag.Name: inject.DefaultTag}},
+			OwnerLabel: Owner, ManagedByLabel: Owner, "app": ControlPlaneApp, label.IoIstioRev.Name: revision, label.IoIstioTag.Name: inject.DefaultTag}},
 		Webhooks: []admissionv1.ValidatingWebhook{w},
 	}
 }

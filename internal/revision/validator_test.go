@@ -39,7 +39,7 @@ func TestTheDefaultValidatorFollowsTheDefaultTag(t *testing.T) {
 	made := func(rev string) *admissionv1.ValidatingWebhookConfiguration {
 		ignore := admissionv1.Ignore
 		c := istioDefault(rev)
-		c.Labels = map[string]string{"app.kubernetes.io/managed-by": "selvage", "app": "istiod", "istio.io/rev": rev, "istio.io/tag": "default"}
+		c.Labels = map[string]string{"app.kubernetes.io/managed-by": "selvage", "selvage/owner": "selvage", "app": "istiod", "istio.io/rev": rev, "istio.io/tag": "default"}
 		c.Webhooks[0].FailurePolicy = &ignore
 		return &c
 	}

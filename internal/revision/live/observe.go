@@ -89,7 +89,7 @@ func readControlPlanes(ctx context.Context, client kubernetes.Interface, namespa
 		return
 	}
 	for _, s := range services.Items {
-		if len(s.Spec.Selector) == 0 && s.Labels[revision.OwnerLabel] == revision.Owner {
+		if len(s.Spec.Selector) == 0 && revision.IsOurs(s.Labels) {
 			f.ControlPlanes = append(f.ControlPlanes, revision.ControlPlane{
 				Revision: revisionOf(&s), Namespace: s.Namespace, Name: s.Name, Outside: true, Ours: true})
 		}
@@ -99,7 +99,7 @@ func readControlPlanes(ctx context.Context, client kubernetes.Interface, namespa
 func ofDeployment(d *appsv1.Deployment) revision.ControlPlane {
 	c := revision.ControlPlane{
 		Revision: revisionOf(d), Namespace: d.Namespace, Name: d.Name, Ready: d.Status.ReadyReplicas, Replicas: d.Status.Replicas,
-		Ours: d.Labels[revision.OwnerLabel] == revision.Owner,
+		Ours: revision.IsOurs(d.Labels),
 	}
 	for _, container := range d.Spec.Template.Spec.Containers {
 		if n := strings.LastIndex(container.Image, ":"); n > strings.LastIndex(container.Image, "/") && c.Version == "" {

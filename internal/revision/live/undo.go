@@ -165,7 +165,7 @@ func (k Keeper) change(ctx context.Context, namespace string, edit func(map[stri
 	return retry.OnError(retry.DefaultBackoff, again, func() error {
 		cm, err := maps.Get(ctx, UndoConfigMap, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			cm = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: UndoConfigMap, Labels: map[string]string{revision.OwnerLabel: revision.Owner}},
+			cm = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: UndoConfigMap, Labels: map[string]string{revision.ManagedByLabel: revision.Owner}},
 				Data: map[string]string{}}
 			if edit(cm.Data); len(cm.Data) == 0 {
 				return nil
