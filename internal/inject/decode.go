@@ -13,15 +13,8 @@ import (
 // View is what Decide, Pod and Patch read of a pod that has no sidecar yet; it decodes from the pod's JSON. Most of what an API
 // server sends is something else: managed fields, volumes' sources, environments of hundreds of variables.
 type View struct {
-	Metadata struct {
-		Name            string                  `json:"name"`
-		GenerateName    string                  `json:"generateName"`
-		Namespace       string                  `json:"namespace"`
-		Labels          map[string]string       `json:"labels"`
-		Annotations     map[string]string       `json:"annotations"`
-		OwnerReferences []metav1.OwnerReference `json:"ownerReferences"`
-	} `json:"metadata"`
-	Spec struct {
+	Metadata metaView `json:"metadata"`
+	Spec     struct {
 		Volumes []struct {
 			Name string `json:"name"`
 		} `json:"volumes"`
@@ -33,6 +26,16 @@ type View struct {
 		SecurityContext  *securityView                 `json:"securityContext"`
 		ServiceAccount   string                        `json:"serviceAccountName"`
 	} `json:"spec"`
+}
+
+// metaView is what injection reads of a pod's metadata.
+type metaView struct {
+	Name            string                  `json:"name"`
+	GenerateName    string                  `json:"generateName"`
+	Namespace       string                  `json:"namespace"`
+	Labels          map[string]string       `json:"labels"`
+	Annotations     map[string]string       `json:"annotations"`
+	OwnerReferences []metav1.OwnerReference `json:"ownerReferences"`
 }
 
 type securityView struct {
@@ -101,7 +104,7 @@ func (v *View) Scan(s *jsonscan.Scanner) error {
 	return object(s, func(name []byte) error {
 		switch string(name) {
 		case "metadata":
-			return v.scanMetadata(s)
+			return v.Metadata.scan(s, func([]byte) error { return s.Skip() })
 		case "spec":
 			return v.scanSpec(s)
 		}
@@ -109,8 +112,8 @@ func (v *View) Scan(s *jsonscan.Scanner) error {
 	})
 }
 
-func (v *View) scanMetadata(s *jsonscan.Scanner) error {
-	m := &v.Metadata
+// scan reads metadata, whose other fields are left to other.
+func (m *metaView) scan(s *jsonscan.Scanner, other func(name []byte) error) error {
 	return object(s, func(name []byte) (err error) {
 		switch string(name) {
 		case "name":
@@ -126,7 +129,7 @@ func (v *View) scanMetadata(s *jsonscan.Scanner) error {
 		case "ownerReferences":
 			m.OwnerReferences, err = list(s, func(into *metav1.OwnerReference) error { return scanOwner(s, into) })
 		default:
-			err = s.Skip()
+			err = other(name)
 		}
 		return err
 	})

@@ -42,25 +42,11 @@ func ScanPod(s *jsonscan.Scanner) (*corev1.Pod, error) {
 }
 
 func scanMeta(s *jsonscan.Scanner, m *metav1.ObjectMeta) error {
-	return object(s, func(name []byte) (err error) {
-		switch string(name) {
-		case "name":
-			m.Name, err = s.String()
-		case "generateName":
-			m.GenerateName, err = s.String()
-		case "namespace":
-			m.Namespace, err = s.String()
-		case "labels":
-			m.Labels, err = stringMap(s)
-		case "annotations":
-			m.Annotations, err = stringMap(s)
-		case "ownerReferences":
-			m.OwnerReferences, err = list(s, func(into *metav1.OwnerReference) error { return scanOwner(s, into) })
-		default:
-			err = scanField(s, m, name)
-		}
-		return err
-	})
+	v := metaView{m.Name, m.GenerateName, m.Namespace, m.Labels, m.Annotations, m.OwnerReferences} // a name may stand twice
+	err := v.scan(s, func(name []byte) error { return scanField(s, m, name) })
+	m.Name, m.GenerateName, m.Namespace = v.Name, v.GenerateName, v.Namespace
+	m.Labels, m.Annotations, m.OwnerReferences = v.Labels, v.Annotations, v.OwnerReferences
+	return err
 }
 
 func scanPodSpec(s *jsonscan.Scanner, spec *corev1.PodSpec) error {
