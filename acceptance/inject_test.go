@@ -267,6 +267,24 @@ func normalJSON(value string) string {
 	if json.Unmarshal([]byte(value), &v) != nil {
 		return value
 	}
+	withoutEmptyResources(v)
 	data, _ := json.Marshal(v)
 	return string(data)
+}
+
+// withoutEmptyResources takes away what Go writes of a container that asks for nothing.
+func withoutEmptyResources(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		if r, is := v["resources"].(map[string]any); is && len(r) == 0 {
+			delete(v, "resources")
+		}
+		for _, inner := range v {
+			withoutEmptyResources(inner)
+		}
+	case []any:
+		for _, inner := range v {
+			withoutEmptyResources(inner)
+		}
+	}
 }

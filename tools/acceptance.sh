@@ -5,6 +5,7 @@
 # repository, is measured where ACCEPTANCE_DIR names its folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+GO=${GO:-$(tools/find-go.sh)}
 manifest=$PWD/.cache/istio-$(sha256sum tools/istio/go.mod | cut -c1-12).yaml
 if [ ! -s "$manifest" ] || [ ! -x .cache/istioctl ]; then
   echo "building istioctl (some minutes, once)" >&2
