@@ -28,7 +28,12 @@ func TestTheRootChangesUnderLoad(t *testing.T) {
 		}
 		ended <- stderr + stdout
 	}()
-	l.reaches(t, "sign")
+	within(t, 5*time.Minute, "stage sign", func(ctx context.Context) string { // a kubelet looks at ConfigMaps once a minute
+		if stage := l.rootStage(ctx); stage != "sign" {
+			return stage
+		}
+		return ""
+	})
 	holder := l.kubectl(t, "-n", "istio-system", "get", "lease", "selvage-roots", "-o", "jsonpath={.spec.holderIdentity}")
 	leader, _, _ := strings.Cut(holder, "_")
 	l.kubectl(t, "-n", "istio-system", "delete", "pod", leader, "--grace-period=0", "--force")
@@ -58,25 +63,4 @@ func TestTheRootChangesUnderLoad(t *testing.T) {
 func (l *lab) rootConfig(t *testing.T) string {
 	t.Helper()
 	return l.kubectl(t, "-n", "shop", "get", "configmap", "istio-ca-root-cert", "-o", `jsonpath={.data.root-cert\.pem}`)
-}
-
-// reaches waits until the change of the root is at a stage: a kubelet looks at ConfigMaps once a minute.
-func (l *lab) reaches(t *testing.T, stage string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		stdout, stderr, _ := l.selvage(t, "ca", "status", "-o", "json")
-		var status struct{ Stage string }
-		if err := json.Unmarshal([]byte(stdout), &status); err == nil && status.Stage == stage {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("the change of the root has not come to %s in five minutes:\n%s%s", stage, stdout, stderr)
-		}
-	}
 }

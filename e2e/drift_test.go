@@ -307,6 +307,8 @@ func twoPlanes(t testing.TB) (l *lab, h *hooks, first, second *plane) {
 func TestWebhooksStayRight(t *testing.T) {
 	l, h, first, second := twoPlanes(t)
 	t.Run("an unchanged cluster is not written", func(t *testing.T) { untouched(t, first, second) })
+	t.Run("the root changes, and every pod gets its sidecar", func(t *testing.T) { rootChanges(t, l, h.in(t)) })
+	h.root = bundleOf(entriesOf(h.get(injector))[0])
 	t.Run("two writers of a validator", func(t *testing.T) { twoWriters(t, l, h.in(t)) })
 	t.Run("every fault is repaired or told", func(t *testing.T) { everyFault(t, l, h.in(t), first, second) })
 }
