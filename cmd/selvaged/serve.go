@@ -10,14 +10,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"istio.io/api/label"
-	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/selvage-mesh/selvage/internal/ads"
@@ -49,10 +46,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	log = log.With("revision", o.revision, "replica", replica)
 	log.Info("starting", "version", version.Version, "commit", version.Commit())
-	client, istio, err := clients(o)
+	clients, err := newClients(o)
 	if err != nil {
 		return err
 	}
+	client, istio := clients.core, clients.istio
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -60,7 +58,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	defer stopEvents()
 	var proxies *ads.Server
 	authority, err := ca.New(ca.Config{
-		Kubernetes: client, Namespace: o.namespace, TrustDomain: o.trustDomain, ClusterID: o.clusterID, Revision: o.revision,
+		Kubernetes: client, Reviews: clients.reviews, Namespace: o.namespace, TrustDomain: o.trustDomain, ClusterID: o.clusterID, Revision: o.revision,
 		ExtraNames: o.extraNames(), Key: o.caKey.KeyKind, Workloads: func() []trust.Certificate { return proxies.Certificates() },
 		Events: recorder, Registerer: metrics, Log: log,
 	})
@@ -192,31 +190,6 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	err = work.Wait()
 	log.Info("stopped")
 	return err
-}
-
-// clients reads the kubeconfig, or the pod's own account, and makes the typed clients.
-func clients(o options) (kubernetes.Interface, istioclient.Interface, error) {
-	var config *rest.Config
-	var err error
-	if o.kubeconfig == "" {
-		config, err = rest.InClusterConfig()
-	} else {
-		config, err = clientcmd.BuildConfigFromFlags("", o.kubeconfig)
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("find the cluster: %w (outside of a cluster give --kubeconfig)", err)
-	}
-	config.UserAgent = "selvaged/" + version.Version
-	config.QPS, config.Burst = 400, 800 // reviews of new tokens share it: a rollout brings hundreds at once
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make a Kubernetes client: %w", err)
-	}
-	istio, err := istioclient.NewForConfig(config)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make a client of Istio's kinds: %w", err)
-	}
-	return client, istio, nil
 }
 
 // newRecorder tells people about objects; they stand in "kubectl describe".

@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
+	authenticationclient "k8s.io/client-go/kubernetes/typed/authentication/v1"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/pki"
@@ -31,11 +32,12 @@ import (
 // that its comment names.
 type Config struct {
 	Kubernetes    kubernetes.Interface
-	Namespace     string // where the control plane and its Secret are; "istio-system"
-	TrustDomain   string // of every identity, such as "cluster.local"
-	ClusterID     string // of the cluster whose API server reviews tokens; "Kubernetes"
-	Revision      string // "" or "default": the revision whose names have no suffix
-	ClusterDomain string // suffix of service names; "cluster.local"
+	Reviews       authenticationclient.TokenReviewsGetter // asks about tokens; Kubernetes
+	Namespace     string                                  // where the control plane and its Secret are; "istio-system"
+	TrustDomain   string                                  // of every identity, such as "cluster.local"
+	ClusterID     string                                  // of the cluster whose API server reviews tokens; "Kubernetes"
+	Revision      string                                  // "" or "default": the revision whose names have no suffix
+	ClusterDomain string                                  // suffix of service names; "cluster.local"
 	// ExtraNames are further DNS names and IP addresses in the serving certificate, for a control plane outside the cluster.
 	ExtraNames []string
 
@@ -126,7 +128,10 @@ func New(config Config) (*Authority, error) {
 	if a.metrics, err = newMetrics(config.Registerer, a); err != nil {
 		return nil, fmt.Errorf("configure CA: register metrics: %w", err)
 	}
-	a.tokens = newReviewer(config.Kubernetes, tokenAudience, a.metrics.reviews)
+	if config.Reviews == nil {
+		config.Reviews = config.Kubernetes.AuthenticationV1()
+	}
+	a.tokens = newReviewer(config.Reviews, tokenAudience, a.metrics.reviews)
 	a.limits = newLimits(config.CertificatesPerSecond, config.CertificateBurst)
 	return a, nil
 }

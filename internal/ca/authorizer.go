@@ -44,7 +44,7 @@ func NewAuthorizer(client kubernetes.Interface, namespace string, registerer pro
 			return nil, fmt.Errorf("configure debug authorizer: register metrics: %w", err)
 		}
 	}
-	return &Authorizer{kubernetes: client, namespace: namespace, tokens: newReviewer(client, DebugAudience, results)}, nil
+	return &Authorizer{kubernetes: client, namespace: namespace, tokens: newReviewer(client.AuthenticationV1(), DebugAudience, results)}, nil
 }
 
 // Require lets a request through to next when its caller may do it, and answers it otherwise: 401 without a good token, 403

@@ -80,7 +80,7 @@ func judged(t *testing.T, takes time.Duration, change func(*Config)) (*Authority
 	t.Helper()
 	a, client := loaded(t, change)
 	j := &judge{Interface: client, takes: takes}
-	a.tokens.kubernetes = j
+	a.tokens.client = j.AuthenticationV1()
 	return a, j
 }
 

@@ -17,7 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/cache"
-	"k8s.io/client-go/kubernetes"
+	authenticationclient "k8s.io/client-go/kubernetes/typed/authentication/v1"
 )
 
 const (
@@ -38,20 +38,20 @@ const (
 // reviewer asks the API server whose a bearer token is, once for many callers. Its errors are gRPC statuses: Unauthenticated when
 // the token is no good, Unavailable when nobody could tell, ResourceExhausted when too many tokens of the address were no good.
 type reviewer struct {
-	kubernetes kubernetes.Interface
-	audience   string
-	results    *prometheus.CounterVec
-	accepted   *cache.LRUExpireCache // sha256 of the token → authenticationv1.UserInfo
-	rejected   *cache.LRUExpireCache // sha256 of the token → error
-	owners     owners
-	flight     singleflight.Group
-	open       chan struct{} // holds one element for each open question
-	peers      *peers
+	client   authenticationclient.TokenReviewsGetter
+	audience string
+	results  *prometheus.CounterVec
+	accepted *cache.LRUExpireCache // sha256 of the token → authenticationv1.UserInfo
+	rejected *cache.LRUExpireCache // sha256 of the token → error
+	owners   owners
+	flight   singleflight.Group
+	open     chan struct{} // holds one element for each open question
+	peers    *peers
 }
 
-func newReviewer(client kubernetes.Interface, audience string, results *prometheus.CounterVec) *reviewer {
+func newReviewer(client authenticationclient.TokenReviewsGetter, audience string, results *prometheus.CounterVec) *reviewer {
 	return &reviewer{
-		kubernetes: client, audience: audience, results: results,
+		client: client, audience: audience, results: results,
 		accepted: cache.NewLRUExpireCache(maxAccepted), rejected: cache.NewLRUExpireCache(maxRejected),
 		open: make(chan struct{}, maxReviews), peers: newPeers(),
 	}
@@ -146,7 +146,7 @@ func (r *reviewer) ask(ctx context.Context, from netip.Addr, token string, key [
 	if err := r.limit(from, peer); err != nil { // what others of the address were told meanwhile
 		return none, err
 	}
-	review, err := r.kubernetes.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+	review, err := r.client.TokenReviews().Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{r.audience}},
 	}, metav1.CreateOptions{})
 	if err != nil {

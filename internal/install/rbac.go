@@ -17,7 +17,7 @@ type grant struct {
 	why       string
 	group     string
 	resources string
-	names     string // only these objects; "" for all. RBAC cannot narrow a create by name
+	names     string // only these objects; "" for all. RBAC can narrow a create by name only where it is an apply
 	verbs     string
 }
 
@@ -28,8 +28,7 @@ var clusterGrants = []grant{
 	{"mesh policy", "security.istio.io", "peerauthentications", "", "get list watch"},
 	{"keep the caBundle of webhooks right, and remove those that a revision of Selvage's left behind", "admissionregistration.k8s.io",
 		"mutatingwebhookconfigurations validatingwebhookconfigurations", "", "get list watch patch delete"},
-	{"the mesh's root in every namespace", "core", "configmaps", rootConfig, "get list watch patch update"},
-	{"the mesh's root in a new namespace", "core", "configmaps", "", "create"},
+	{"the mesh's root in every namespace, by apply", "core", "configmaps", rootConfig, "list watch create patch"},
 	{"who is calling: proxies that want a certificate or configuration", "authentication.k8s.io", "tokenreviews", "", "create"},
 	{"whose tokens are worth nothing any more", "core", "serviceaccounts", "", "list watch"},
 	{"may that caller read the debug pages", "authorization.k8s.io", "subjectaccessreviews", "", "create"},
@@ -48,6 +47,7 @@ func (o Options) namespaceGrants() []grant {
 		{"the former signing key while the root changes", "core", "secrets", rotationName, "get list watch update delete"},
 		{"make the signing key of the mesh", "core", "secrets", "", "create"},
 		{"show how far a change of the root is", "core", "configmaps", rotationName, "get patch"},
+		{"begin to show that, and to keep what was removed", "core", "configmaps", "", "create"},
 		{"prove by dry runs that an invalid object is refused", "networking.istio.io", "gateways", "", "create"},
 		{"is a revision's control plane gone", "apps", "deployments", "", "list"},
 		{"is a revision's control plane gone", "coordination.k8s.io", "leases", "", "list"},

@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
 )
 
 // BenchmarkRootsOf2000Namespaces is the time from the start of the loop until the last of 2,000 namespaces that have nothing has its
@@ -44,7 +45,8 @@ func BenchmarkRootsOf2000Namespaces(b *testing.B) {
 	if b.Failed() {
 		b.FailNow()
 	}
-	config.QPS, config.Burst = 400, 800 // selvaged's
+	config.QPS, config.Burst = 400, 800 // as selvaged's
+	config.ContentType, config.AcceptContentTypes = apiruntime.ContentTypeProtobuf, apiruntime.ContentTypeProtobuf+","+apiruntime.ContentTypeJSON
 	own := client(b, config)
 	source := newRoots(b)
 	complete := func() (took time.Duration, heapMB float64) {

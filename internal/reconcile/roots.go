@@ -31,7 +31,7 @@ const (
 	RootKey = "root-cert.pem"
 
 	rootManager = "selvage-root-cert"
-	rootWorkers = 8
+	rootWorkers = 16
 )
 
 // rootLabels are on every ConfigMap: Istio's mark of mesh configuration, and whose it is.
@@ -203,6 +203,7 @@ func (l *rootLoop) repair(ctx context.Context, namespace string) error {
 	if !l.mayWrite(namespace) {
 		return errLater
 	}
+	// Applied also where there is none: a right to create by name holds for an apply, whose request has the name, and not for a create.
 	apply := applyv1.ConfigMap(RootConfigMap, namespace).WithLabels(rootLabels).WithData(map[string]string{RootKey: string(root)})
 	_, err = l.config.Kubernetes.CoreV1().ConfigMaps(namespace).Apply(ctx, apply, metav1.ApplyOptions{FieldManager: rootManager, Force: true})
 	switch {
