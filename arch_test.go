@@ -50,14 +50,16 @@ var mayImport = map[string][]string{
 	"readiness":     {},
 	"intercept":     {},
 	"agent":         {"pki", "readiness", "trust", "version", "xds/envoy"},
-	"install":       {"diag", "inject", "probe/verdict", "ref", "restart", "revision", "validate", "version"},
+	"policy":        {"diag", "inject", "probe/verdict", "ref", "revision", "validate"},
+	"policy/live":   {"inject", "policy"},
+	"install":       {"diag", "inject", "policy", "probe/verdict", "ref", "restart", "revision", "validate", "version"},
 	"revision":      {"diag", "inject", "ref"},
 	"revision/live": {"diag", "inject", "revision"},
-	"cli":           {"diag", "inject", "install", "ref", "revision", "revision/live", "trust", "version"},
+	"cli":           {"diag", "inject", "install", "policy", "ref", "revision", "revision/live", "trust", "version"},
 }
 
 // pure are the packages that do no I/O and read no clock: what they return depends on what they are given.
-var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "probe/verdict", "revision", "validate"}
+var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "policy", "probe/verdict", "revision", "validate"}
 
 // impure are imports that a pure package cannot have.
 var impure = []string{"os", "os/exec", "net/http", "log", "log/slog", "google.golang.org/grpc", "k8s.io/client-go"}

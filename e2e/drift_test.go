@@ -288,11 +288,12 @@ func (h *hooks) hostile(name, other string, every time.Duration) (count func() i
 	return func() int { i := <-n; n <- i; return i }
 }
 
-// two control planes of different revisions, both right.
+// two control planes of different revisions, both right. What they repair must go wrong first, so the API server does not hold their
+// webhooks (internal/policy/live has the tests of that).
 func twoPlanes(t testing.TB) (l *lab, h *hooks, first, second *plane) {
 	l = bare(t)
-	first = l.startPlane(t, pageRevision)
-	second = l.startPlane(t, "asm-2", "--skip-crds")
+	first = l.startPlane(t, pageRevision, "--held-webhooks=false")
+	second = l.startPlane(t, "asm-2", "--skip-crds", "--held-webhooks=false")
 	first.ready(t)
 	second.ready(t)
 	h = newHooks(t, l)

@@ -5,6 +5,7 @@ import (
 
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	authenticationclient "k8s.io/client-go/kubernetes/typed/authentication/v1"
 	"k8s.io/client-go/rest"
@@ -24,6 +25,7 @@ const (
 type clients struct {
 	core  kubernetes.Interface // Kubernetes' own kinds, in protobuf, which costs both sides a fraction of JSON
 	istio istioclient.Interface
+	own   dynamic.Interface // Selvage's own kinds
 	// reviews asks about tokens without waiting behind other requests: how many are open at once is the CA's to limit.
 	reviews authenticationclient.TokenReviewsGetter
 }
@@ -46,6 +48,10 @@ func newClients(o options) (clients, error) {
 	if err != nil {
 		return clients{}, fmt.Errorf("make a client of Istio's kinds: %w", err)
 	}
+	own, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return clients{}, fmt.Errorf("make a client of our own kinds: %w", err)
+	}
 	config = rest.CopyConfig(config) // custom resources are JSON
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -59,5 +65,5 @@ func newClients(o options) (clients, error) {
 	if err != nil {
 		return clients{}, fmt.Errorf("make a client for token reviews: %w", err)
 	}
-	return clients{core, istio, reviews}, nil
+	return clients{core, istio, own, reviews}, nil
 }

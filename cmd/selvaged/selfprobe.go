@@ -15,6 +15,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/kube"
 	"github.com/selvage-mesh/selvage/internal/podwatch"
+	"github.com/selvage-mesh/selvage/internal/policy"
 	"github.com/selvage-mesh/selvage/internal/probe"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
 	"github.com/selvage-mesh/selvage/internal/restart"
@@ -25,6 +26,8 @@ const (
 	statusConfigMap = "selvage-status"
 	// unmeshedKey is the key of the status under which the workloads stand whose pods have no sidecar and should have one.
 	unmeshedKey = "podsWithoutSidecar"
+	// heldKey is the key under which it stands whether the API server holds the webhooks.
+	heldKey = "heldWebhooks"
 	// mostUnmeshed bounds that list: a ConfigMap holds a megabyte, and nobody reads more.
 	mostUnmeshed = 100
 )
@@ -103,4 +106,13 @@ func (s *selfProbe) report(list []podwatch.Workload) {
 		panic(fmt.Sprintf("encode workloads: %v", err)) // strings and numbers
 	}
 	s.status.Set(unmeshedKey, string(text))
+}
+
+// held takes in whether the API server holds the webhooks.
+func (s *selfProbe) held(state policy.State) {
+	text, err := yaml.Marshal(state)
+	if err != nil {
+		panic(fmt.Sprintf("encode state: %v", err)) // strings
+	}
+	s.status.Set(heldKey, string(text))
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/kube"
 	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/podwatch"
+	policylive "github.com/selvage-mesh/selvage/internal/policy/live"
 	"github.com/selvage-mesh/selvage/internal/probe"
 	"github.com/selvage-mesh/selvage/internal/reconcile"
 	"github.com/selvage-mesh/selvage/internal/revision"
@@ -117,8 +118,15 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	held, err := policylive.NewHeld(policylive.HeldConfig{
+		Kubernetes: client, Dynamic: clients.own, Manager: reconcile.BundleManager, Revision: o.revision, Roots: authority,
+		Report: self.held, Events: recorder, Registerer: metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
 	webhooks, err := reconcile.NewWebhooks(reconcile.WebhooksConfig{
-		Kubernetes: client, Revision: o.revision, Roots: authority, Validation: validation, Expected: o.expectedWebhooks(),
+		Kubernetes: client, Revision: o.revision, Roots: held, Validation: validation, Expected: o.expectedWebhooks(),
 		Events: recorder, Registerer: metrics, Log: log,
 	})
 	if err != nil {
@@ -162,6 +170,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	work.Go(func() error { return injection.run(ctx) })
 	work.Go(func() error { return cluster.Run(ctx) })
 	work.Go(func() error { return proxies.Run(ctx) })
+	work.Go(func() error { return held.Run(ctx) })
 	work.Go(func() error { return webhooks.Run(ctx) })
 	work.Go(func() error { return front.run(ctx) })
 	lead := func(lease string, labels map[string]string, run func(context.Context) error) {
@@ -173,6 +182,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	ofRevision := map[string]string{label.IoIstioRev.Name: o.revision}
 	lead(inject.ObjectName(revision.WebhooksLease, o.revision), ofRevision, func(ctx context.Context) error {
 		work, ctx := errgroup.WithContext(ctx)
+		work.Go(func() error { return held.Lead(ctx) })
 		work.Go(func() error { return webhooks.Lead(ctx) })
 		work.Go(func() error { return validation.Run(ctx) })
 		work.Go(func() error { return watcher.Run(ctx) })

@@ -28,6 +28,7 @@ type installFlags struct {
 	proxyImage string
 	meshConfig string
 	endpoint   string
+	policies   string
 	setDefault bool
 	dryRun     bool
 	diff       bool
@@ -84,7 +85,9 @@ func (a *app) installCommand() *cobra.Command {
 	f.StringVar(&flags.endpoint, "endpoint", "", "a control plane outside the cluster: ADDRESS[:xds=PORT,webhook=PORT,http=PORT]")
 	f.StringVar(&o.WebhookURL, "webhook-url", "", "let the API server call the webhook at this address, such as https://127.0.0.1:15017")
 	f.StringVar(&o.StatusAddress, "status-address", "", "HOST:PORT where status finds a control plane outside the cluster (default: where its Service leads)")
-	f.BoolVar(&o.SkipCRDs, "skip-crds", false, "use the custom resource definitions that the cluster has")
+	f.BoolVar(&o.SkipCRDs, "skip-crds", false, "use the custom resource definitions of Istio's API that the cluster has")
+	f.BoolVar(&o.HeldWebhooks, "held-webhooks", o.HeldWebhooks, "let the API server keep the caBundle of the webhooks right (from Kubernetes 1.36)")
+	f.StringVar(&flags.policies, "mutating-policies", o.MutatingPolicies, "with --dry-run -o: version of MutatingAdmissionPolicy in what is printed: v1, v1beta1 or none")
 	f.BoolVar(&flags.dryRun, "dry-run", false, "change nothing: show what would change, or with -o yaml or json print the objects")
 	f.BoolVar(&flags.diff, "diff", false, "change nothing: show what would change, with -o yaml or json for a program")
 	f.BoolVar(&flags.wait, "wait", true, "wait until the control plane is ready and probe it")
@@ -132,6 +135,9 @@ func (a *app) installOptions(cmd *cobra.Command, flags *installFlags) error {
 			return fmt.Errorf("read --mesh-config: %w", err)
 		}
 		o.MeshConfig = data
+	}
+	if o.MutatingPolicies = flags.policies; flags.policies == "none" {
+		o.MutatingPolicies = ""
 	}
 	if err := o.Validate(); err != nil {
 		return usage(err)

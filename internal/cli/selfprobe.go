@@ -13,6 +13,7 @@ import (
 	"istio.io/api/label"
 
 	"github.com/selvage-mesh/selvage/internal/install"
+	"github.com/selvage-mesh/selvage/internal/policy"
 )
 
 // selfProbe is what a revision's control plane says of itself in its status ConfigMap.
@@ -22,6 +23,7 @@ type selfProbe struct {
 	Unmeshed   struct {
 		Pods int `json:"pods"`
 	} `json:"podsWithoutSidecar"`
+	Held policy.State `json:"heldWebhooks"`
 }
 
 // selfProbes reads the status ConfigMaps. Who may not read them is not told of them: `status` is about proxies.
@@ -43,7 +45,8 @@ func (a *app) selfProbes(ctx context.Context, c *connection) []selfProbe {
 		// What somebody has edited so that it cannot be read is as if it was not there.
 		_ = yaml.Unmarshal([]byte(cm.Data["conditions"]), &p.Conditions)
 		_ = yaml.Unmarshal([]byte(cm.Data["podsWithoutSidecar"]), &p.Unmeshed)
-		if len(p.Conditions) > 0 || p.Unmeshed.Pods > 0 {
+		_ = yaml.Unmarshal([]byte(cm.Data["heldWebhooks"]), &p.Held)
+		if len(p.Conditions) > 0 || p.Held.Reason != "" || p.Unmeshed.Pods > 0 {
 			out = append(out, p)
 		}
 	}
@@ -57,7 +60,7 @@ func (p selfProbe) bad() bool {
 			return true
 		}
 	}
-	return p.Unmeshed.Pods > 0
+	return p.Unmeshed.Pods > 0 || p.Held.Wrong()
 }
 
 // describe has a line for each condition that is not as it should be, and one for the pods that have no sidecar.
@@ -74,6 +77,10 @@ func (p selfProbe) describe(called string, now time.Time) string {
 		}
 		fmt.Fprintf(&b, "%s of revision %s %s, for %s:\n%s", cmp.Or(what, printable(c.Type)), p.Revision, state,
 			now.Sub(c.LastTransitionTime.Time).Round(time.Second), wrap(printable(c.Message), "  ", plainWidth))
+	}
+	if p.Held.Wrong() {
+		fmt.Fprintf(&b, "The API server does not hold the webhooks of revision %s (SEL0046):\n%s", p.Revision,
+			wrap(printable(p.Held.Message+"; "+p.Held.Hint), "  ", plainWidth))
 	}
 	if n := p.Unmeshed.Pods; n > 0 {
 		fmt.Fprintf(&b, "%s no sidecar and should have: `%s inject --check` lists them.\n", plural(n, "pod has", "pods have"), called)

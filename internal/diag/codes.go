@@ -37,6 +37,9 @@ const (
 	// StaleWebhook marks a webhook configuration that calls a control plane which is gone.
 	StaleWebhook Code = "SEL0045"
 
+	// WebhooksNotHeld marks the policy that holds a revision's webhooks, which is installed and does not do its work.
+	WebhooksNotHeld Code = "SEL0046"
+
 	// WebhookMissing marks a revision whose webhook the API server does not call.
 	WebhookMissing Code = "SEL0060"
 	// WebhookServiceMissing marks a webhook that leads to a Service or port that does not exist.

@@ -174,8 +174,8 @@ func TestInstallAndUninstallLeaveNothing(t *testing.T) {
 	}
 	crds, err := s.dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}).
 		List(t.Context(), metav1.ListOptions{LabelSelector: install.OwnerLabel + "=" + install.Owner})
-	if err != nil || len(crds.Items) != 15 {
-		t.Fatalf("%d definitions (error %v); want 15", len(crds.Items), err)
+	if err != nil || len(crds.Items) != 16 {
+		t.Fatalf("%d definitions (error %v); want Istio's 15 and that of the policies' parameters", len(crds.Items), err)
 	}
 	s.purge(t, "")
 	if after := s.everything(t); !slices.Equal(before, after) {

@@ -22,6 +22,10 @@ type prepared struct {
 
 // prepare does all that may refuse.
 func (i *Installer) prepare(ctx context.Context, o Options) (*prepared, []Change, error) {
+	o, err := i.withServed(o)
+	if err != nil {
+		return nil, nil, err
+	}
 	objects, err := Render(o)
 	if err != nil {
 		return nil, nil, err
@@ -76,7 +80,7 @@ func (i *Installer) apply(ctx context.Context, o Options, wait bool) error {
 		return err
 	}
 	i.tell(changes)
-	last := len(p.objects) - len(o.webhooks()) - 1 // and the validator
+	last := len(p.objects) - o.callers()
 	i.say("applying %d objects of revision %s", len(p.objects), o.revision())
 	if err := i.applyAll(ctx, p.objects[:last], changes, o); err != nil {
 		return err
@@ -111,7 +115,7 @@ func (i *Installer) applyAll(ctx context.Context, objects []*unstructured.Unstru
 		}
 		if isLast := n+1 == len(objects) || objects[n+1].GetKind() != definitionsKind.kind; isDefinition && isLast {
 			if definitions > 0 {
-				i.say("  %d CustomResourceDefinitions of Istio's API applied", definitions)
+				i.say("  %d CustomResourceDefinitions applied", definitions)
 			}
 			if err := i.waitForDefinitions(ctx, objects[:n+1]); err != nil {
 				return err

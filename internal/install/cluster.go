@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"istio.io/api/label"
 
+	"github.com/selvage-mesh/selvage/internal/policy"
 	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
@@ -97,15 +99,26 @@ var (
 	namespaces         = kindOf("", "v1", "namespaces", "Namespace", false)
 	policies           = kindOf("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", false)
 	policyBindings     = kindOf("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", false)
+	parameters         = kindRef{policy.ParameterResource, policy.ParameterKind.Kind, false}
 )
 
+// mutatingPolicies and mutatingPolicyBindings are served in one of several versions, or not at all: see Installer.mutatingVersion.
+func mutatingPolicies(version string) kindRef {
+	return kindOf("admissionregistration.k8s.io", version, "mutatingadmissionpolicies", policy.Mutating, false)
+}
+
+func mutatingPolicyBindings(version string) kindRef {
+	return kindOf("admissionregistration.k8s.io", version, "mutatingadmissionpolicybindings", policy.MutatingBinding, false)
+}
+
 var kinds = []kindRef{mutatingWebhooks, validatingWebhooks, deployments, disruptionBudgets, services, endpointSlices, configMaps,
-	secrets, pods, leases, serviceAccounts, roles, roleBindings, clusterRoles, clusterBindings, definitionsKind, namespaces, policies, policyBindings}
+	secrets, pods, leases, serviceAccounts, roles, roleBindings, clusterRoles, clusterBindings, definitionsKind, namespaces, policies, policyBindings, parameters}
 
 // resourceOf finds how an object that Render made is addressed.
 func resourceOf(u *unstructured.Unstructured) (kindRef, error) {
 	gvk := u.GroupVersionKind()
-	for _, r := range kinds {
+	known := append(slices.Clone(kinds), mutatingPolicies(gvk.Version), mutatingPolicyBindings(gvk.Version))
+	for _, r := range known {
 		if r.kind == gvk.Kind && r.Group == gvk.Group && r.Version == gvk.Version {
 			return r, nil
 		}

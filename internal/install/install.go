@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/policy"
 	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
@@ -86,12 +87,19 @@ type Options struct {
 	EnableNamespacesByDefault bool
 
 	MeshConfig []byte // YAML of a MeshConfig that replaces the built-in one; nil for that
-	SkipCRDs   bool   // use the custom resource definitions that the cluster has
+	SkipCRDs   bool   // use the custom resource definitions of Istio's API that the cluster has
+
+	// HeldWebhooks lets the API server put the right caBundle into every write of the revision's webhooks, by an admission policy.
+	HeldWebhooks bool
+	// MutatingPolicies is the version of MutatingAdmissionPolicy that is rendered: v1, v1beta1, or "" for a cluster that has none. An
+	// Installer takes what the API server serves.
+	MutatingPolicies string
 }
 
 // Default gives the options of a plain installation of one release.
 func Default(version string) Options {
-	o := Options{Version: version, Replicas: 2, ClusterID: "Kubernetes", PullPolicy: "IfNotPresent"}
+	o := Options{Version: version, Replicas: 2, ClusterID: "Kubernetes", PullPolicy: "IfNotPresent",
+		HeldWebhooks: true, MutatingPolicies: policy.MutatingVersions[0]}
 	return o.WithImages("docker.io/selvage", version)
 }
 
@@ -175,6 +183,9 @@ func (o Options) Validate() error {
 	}
 	if o.EnableNamespacesByDefault && o.revision() != DefaultRevision && !slices.Contains(o.Tags, inject.DefaultTag) {
 		return fmt.Errorf("namespaces without a label get sidecars from the default revision: make revision %s that one (--set-default)", o.revision())
+	}
+	if o.MutatingPolicies != "" && !slices.Contains(policy.MutatingVersions, o.MutatingPolicies) {
+		return fmt.Errorf("version %q of MutatingAdmissionPolicy is not known: %s are, and none", o.MutatingPolicies, list(policy.MutatingVersions))
 	}
 	if o.WebhookURL == "" {
 		return nil

@@ -24,6 +24,7 @@ import (
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/install"
+	"github.com/selvage-mesh/selvage/internal/policy"
 )
 
 func render(t *testing.T, o install.Options) []*unstructured.Unstructured {
@@ -56,7 +57,7 @@ func TestEveryObjectSaysWhoseItIs(t *testing.T) {
 			t.Errorf("%s %s has no owner label", u.GetKind(), u.GetName())
 		}
 		revision, has := u.GetLabels()["istio.io/rev"]
-		isShared := u.GetKind() == "Namespace" || u.GetKind() == "CustomResourceDefinition" || strings.HasPrefix(u.GetName(), "selvage-") && u.GetName() != "selvage-probe-canary"
+		isShared := u.GetKind() == "Namespace" || u.GetKind() == "CustomResourceDefinition" || strings.HasPrefix(u.GetName(), "selvage-") && !strings.HasSuffix(u.GetName(), "-canary")
 		if has == isShared || has && revision != "canary" {
 			t.Errorf("%s %s: label istio.io/rev is %q", u.GetKind(), u.GetName(), revision)
 		}
@@ -89,12 +90,39 @@ func TestNothingNeedsWhatComesLater(t *testing.T) {
 
 // TestInstallNeverOwnsTheBundle: a caBundle among the applied fields would be wiped or fought over with every installation.
 func TestInstallNeverOwnsTheBundle(t *testing.T) {
-	out, err := json.Marshal(render(t, install.Default("1.0.0")))
-	if err != nil {
-		t.Fatal(err)
+	for _, u := range render(t, install.Default("1.0.0")) {
+		if u.GetKind() == "CustomResourceDefinition" {
+			continue // which says that a parameter may have the field
+		}
+		out, err := json.Marshal(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(out, []byte(`"caBundle"`)) {
+			t.Errorf("%s %s sets caBundle", u.GetKind(), u.GetName())
+		}
 	}
-	if bytes.Contains(out, []byte(`"caBundle"`)) {
-		t.Error("an object sets caBundle")
+}
+
+// TestEveryEntryIsHeld: a webhook that the policy does not know by its name would be held by nobody.
+func TestEveryEntryIsHeld(t *testing.T) {
+	o := install.Default("1.0.0")
+	o.EnableNamespacesByDefault, o.Tags = true, []string{"prod"}
+	seen := map[string]bool{}
+	for _, u := range render(t, o) {
+		hooks, _, _ := unstructured.NestedSlice(u.Object, "webhooks")
+		for _, h := range hooks {
+			name, _, _ := unstructured.NestedString(h.(map[string]any), "name")
+			seen[name] = true
+			if !slices.Contains(policy.Entries(), name) {
+				t.Errorf("%s %s: entry %s is not among those that the policy holds", u.GetKind(), u.GetName(), name)
+			}
+		}
+	}
+	for _, name := range policy.Entries() {
+		if !seen[name] {
+			t.Errorf("the policy holds %s, which no installation has", name)
+		}
 	}
 }
 

@@ -47,6 +47,9 @@ func (i *Installer) try(ctx context.Context, u *unstructured.Unstructured, s *st
 	if apierrors.IsNotFound(err) && (u.GetKind() == roleBindings.kind || u.GetKind() == clusterBindings.kind) {
 		return c, nil // its role is not there before it is really applied
 	}
+	if apierrors.IsNotFound(err) && u.GetKind() == parameters.kind {
+		return c, nil // nor is its definition
+	}
 	if err != nil || live == nil {
 		return c, err
 	}

@@ -36,6 +36,7 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 	typed = append(typed, o.restraint()...)
 	typed = append(typed, o.access()...)
 	typed = append(typed, o.probeAccess()...)
+	typed = append(typed, o.policyAccess()...)
 	for _, c := range configMaps {
 		c.Labels = o.labels()
 		typed = append(typed, c)
@@ -47,6 +48,7 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 	case o.inCluster():
 		typed = append(typed, o.disruptionBudget(), o.deployment())
 	}
+	typed = append(typed, o.policies()...) // which want to be in force when the webhooks come
 	for _, c := range o.webhooks() {
 		typed = append(typed, c)
 	}
@@ -58,12 +60,9 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 		if err != nil {
 			return nil, err
 		}
-		objects = append(objects, u)
+		objects = append(objects, o.served(u))
 	}
-	if o.SkipCRDs {
-		return objects, nil
-	}
-	definitions, err := crds()
+	definitions, err := o.definitions()
 	if err != nil {
 		return nil, err
 	}

@@ -2,13 +2,11 @@ package install
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -94,30 +92,7 @@ func (i *Installer) withoutPolicies(objects []*unstructured.Unstructured) ([]*un
 	}), nil
 }
 
-func (i *Installer) servesPolicies() (bool, error) {
-	list, err := i.kubernetes.Discovery().ServerResourcesForGroupVersion(policies.GroupVersion().String())
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("ask what the API server serves: %w", err)
-	}
-	return slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == policies.Resource }), nil
-}
-
-// removePolicies removes the policies that match the selector, after the rights that they narrowed.
-func (r *remover) removePolicies(ctx context.Context, selector string) error {
-	served, err := r.servesPolicies()
-	if err != nil || !served {
-		return err
-	}
-	for _, kind := range []kindRef{policyBindings, policies} {
-		if err := r.removeOwned(ctx, kind, selector); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (i *Installer) servesPolicies() (bool, error) { return i.serves(policies) }
 
 // removeProbe removes what all revisions share for the probe.
 func (r *remover) removeProbe(ctx context.Context) error {

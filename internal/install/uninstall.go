@@ -239,6 +239,9 @@ func (r *remover) removeShared(ctx context.Context, purge bool) error {
 	if err := r.removeProbe(ctx); err != nil {
 		return err
 	}
+	if err := r.removeParameterDefinition(ctx); err != nil {
+		return err
+	}
 	if err := r.removeDefinitions(ctx, purge); err != nil {
 		return err
 	}

@@ -1,8 +1,10 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -95,10 +97,34 @@ func (w *Webhooks) write(ctx context.Context, patch admission.Patch) error {
 	}
 	options := metav1.PatchOptions{FieldManager: BundleManager}
 	hooks := w.config.Kubernetes.AdmissionregistrationV1()
+	var stored admission.Configuration
 	if patch.Kind == admission.Mutating {
-		_, err = hooks.MutatingWebhookConfigurations().Patch(ctx, patch.Name, types.StrategicMergePatchType, data, options)
+		var after *admissionv1.MutatingWebhookConfiguration
+		if after, err = hooks.MutatingWebhookConfigurations().Patch(ctx, patch.Name, types.StrategicMergePatchType, data, options); err == nil {
+			stored = mutatingConfiguration(after)
+		}
 	} else {
-		_, err = hooks.ValidatingWebhookConfigurations().Patch(ctx, patch.Name, types.StrategicMergePatchType, data, options)
+		var after *admissionv1.ValidatingWebhookConfiguration
+		if after, err = hooks.ValidatingWebhookConfigurations().Patch(ctx, patch.Name, types.StrategicMergePatchType, data, options); err == nil {
+			stored = validatingConfiguration(after)
+		}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return overruled(patch, stored)
+}
+
+// overruled is the error of a write that an admission policy has changed on its way: one of ours whose API server has not heard of a
+// new bundle yet, or somebody else's. No event may follow, so the write has to be tried again.
+func overruled(patch admission.Patch, stored admission.Configuration) error {
+	for _, d := range patch.Entries {
+		for _, e := range stored.Entries {
+			if e.Name == d.Name && d.Bundle != admission.Right && !bytes.Equal(e.CABundle, patch.CABundle) {
+				return fmt.Errorf("the API server has stored another caBundle than was written: an admission policy overrules it "+
+					"(kubectl get mutatingadmissionpolicies; SEL0046), entry %s", e.Name)
+			}
+		}
+	}
+	return nil
 }

@@ -12,7 +12,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	kubetesting "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
 
 	"github.com/selvage-mesh/selvage/internal/admission"
@@ -172,6 +174,32 @@ func TestOnlyTheLeaderWrites(t *testing.T) {
 		change(t, client, "vandal", nil)
 		if patches(client) != 1 {
 			t.Error("it writes after it has lost the lease")
+		}
+	})
+}
+
+// An admission policy may put another bundle into the very write, and then no event follows from which to learn it.
+func TestAWriteThatWasOverruledIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, source, registry := fake.NewClientset(mutatingConfig(injectorName, "default", "rev.namespace.")), newRoots(t), prometheus.NewRegistry()
+		overruling := true
+		client.PrependReactor("patch", "mutatingwebhookconfigurations", func(action kubetesting.Action) (bool, runtime.Object, error) {
+			if !overruling {
+				return false, nil, nil
+			}
+			c, err := client.Tracker().Get(action.GetResource(), "", injectorName)
+			return true, c, err
+		})
+		runWebhooksOf(t, WebhooksConfig{Kubernetes: client, Roots: source, Registerer: registry})
+		time.Sleep(time.Minute)
+		if bundle(t, client) != "" || metric(t, registry, "webhook_patch_failures_total") == 0 {
+			t.Fatal("the test's policy does not overrule")
+		}
+		overruling = false
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if root, _ := source.Roots(); bundle(t, client) != string(root) {
+			t.Error("the write was not repeated")
 		}
 	})
 }
