@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 )
 
@@ -64,13 +66,18 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// proxy listens for the control plane's requests, gives them the identity of its ServiceAccount and counts them. It returns a
-// kubeconfig that leads to it.
+// proxy listens for the control plane's requests, gives them a token of its ServiceAccount and counts them. It returns a kubeconfig that
+// leads to it.
 func (p *plane) proxy(t testing.TB) string {
 	t.Helper()
-	config := rest.CopyConfig(p.lab.Config)
-	config.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:istio-system:istiod-" + p.revision,
-		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:istio-system", "system:authenticated"}}
+	day := int64(24 * 60 * 60)
+	token, err := p.lab.Client.CoreV1().ServiceAccounts("istio-system").CreateToken(t.Context(), p.account(),
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &day}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := rest.AnonymousClientConfig(p.lab.Config)
+	config.BearerToken = token.Status.Token
 	transport, err := rest.TransportFor(config)
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +101,9 @@ func (p *plane) proxy(t testing.TB) string {
 	}
 	return path
 }
+
+// account is the control plane's ServiceAccount.
+func (p *plane) account() string { return "istiod-" + p.revision }
 
 // count notes a request that writes. Reviews of tokens and rights store nothing.
 func (p *plane) count(r *http.Request) {

@@ -42,7 +42,7 @@ func (o Options) policyAccess() []runtime.Object {
 	var grants []grant
 	if o.holdsWebhooks() {
 		grants = append(grants, grant{"the root that the API server puts into webhooks", policy.ParameterKind.Group,
-			policy.ParameterResource.Resource, policy.HeldName(o.revision()), "get list watch patch"})
+			policy.ParameterResource.Resource, policy.HeldName(o.revision()), "get watch patch"})
 	}
 	if len(grants) == 0 {
 		return nil

@@ -23,9 +23,10 @@ type grant struct {
 
 // clusterGrants hold in every namespace and for objects of the cluster.
 var clusterGrants = []grant{
-	{"the world that proxies are told of", "core", "namespaces nodes pods services", "", "get list watch"},
-	{"the endpoints behind services", "discovery.k8s.io", "endpointslices", "", "get list watch"},
-	{"mesh policy", "security.istio.io", "peerauthentications", "", "get list watch"},
+	{"the world that proxies are told of", "core", "namespaces nodes pods services", "", "list watch"},
+	{"is the Service of a webhook there; the object of an Event", "core", "namespaces services", "", "get"},
+	{"the endpoints behind services", "discovery.k8s.io", "endpointslices", "", "list watch"},
+	{"mesh policy", "security.istio.io", "peerauthentications", "", "list watch"},
 	{"keep the caBundle of webhooks right, and remove those that a revision of Selvage's left behind", "admissionregistration.k8s.io",
 		"mutatingwebhookconfigurations validatingwebhookconfigurations", "", "get list watch patch delete"},
 	{"the mesh's root in every namespace, by apply", "core", "configmaps", rootConfig, "list watch create patch"},
@@ -40,8 +41,9 @@ var clusterGrants = []grant{
 // namespaceGrants hold in the control plane's own namespace.
 func (o Options) namespaceGrants() []grant {
 	return []grant{
-		{"mesh and injector configuration", "core", "configmaps", o.Name("istio") + " " + o.Name("istio-sidecar-injector"), "get list watch"},
-		{"say what works and what does not", "core", "configmaps", o.Name(StatusConfigMap), "get list watch patch"},
+		{"mesh and injector configuration", "core", "configmaps", o.Name("istio") + " " + o.Name("istio-sidecar-injector"), "list watch"},
+		{"the object of an Event", "core", "configmaps", o.Name("istio-sidecar-injector"), "get"},
+		{"say what works and what does not", "core", "configmaps", o.Name(StatusConfigMap), "list watch patch"},
 		{"the signing key of the mesh", "core", "secrets", rootSecret, "get list watch update"},
 		{"a signing key that somebody else has made", "core", "secrets", pluggedSecret, "get list watch"},
 		{"the former signing key while the root changes", "core", "secrets", rotationName, "get list watch update delete"},

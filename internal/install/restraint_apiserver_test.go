@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	applyv1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -52,9 +53,9 @@ func TestThePoliciesHoldWhatRBACCannotNarrow(t *testing.T) {
 	foreign := s.foreignWebhook(t, "somebodys-webhook", nil)
 	sameRevision := s.foreignWebhook(t, "somebodys-injector", map[string]string{"istio.io/rev": "asm-1"})
 	stale := s.foreignWebhook(t, "left-behind", map[string]string{install.OwnerLabel: install.Owner, "istio.io/rev": "asm-0"})
-	create := func(namespace, name string) func() error {
+	create := func(name string) func() error {
 		return func() error {
-			_, err := client.CoreV1().ConfigMaps(namespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{DryRun: dry})
+			_, err := client.CoreV1().ConfigMaps(install.Namespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{DryRun: dry})
 			return err
 		}
 	}
@@ -103,13 +104,15 @@ func TestThePoliciesHoldWhatRBACCannotNarrow(t *testing.T) {
 	root := map[string]any{"clientConfig": map[string]any{"caBundle": s.config.CAData}}
 	// A policy takes effect a moment after it is stored.
 	s.until(t, "the policies hold", func() bool {
-		return apierrors.IsInvalid(create("default", "x")()) && apierrors.IsInvalid(patch(foreign, root)())
+		return apierrors.IsInvalid(create("x")()) && apierrors.IsInvalid(patch(foreign, root)())
 	})
 	for _, a := range []attempt{
-		{"a ConfigMap of another name", account + "create no other configmaps than istio-ca-root-cert, and in namespace istio-system selvage-status-asm-1, ", create("default", "x")},
-		{"a record of its own in another namespace", account + "create no other configmaps", create("default", "selvage-root-rotation")},
-		{"the root in a namespace", "", create("default", "istio-ca-root-cert")},
-		{"a record of its own", "", create(install.Namespace, "selvage-removed-webhooks")},
+		{"a ConfigMap of another name", account + "create no other configmaps than istio-ca-root-cert, and in namespace istio-system selvage-status-asm-1, ", create("x")},
+		{"a record of its own", "", create("selvage-removed-webhooks")},
+		{"the root in a namespace", "", func() error {
+			_, err := client.CoreV1().ConfigMaps("default").Apply(t.Context(), applyv1.ConfigMap("istio-ca-root-cert", "default"), metav1.ApplyOptions{FieldManager: "test", DryRun: dry})
+			return err
+		}},
 		{"a Secret of another name", account + "create no other secrets than istio-ca-secret and selvage-root-rotation", secret("x", corev1.SecretTypeOpaque, nil)},
 		{"a token of another account", account + "create no other secrets", secret("istio-ca-secret", corev1.SecretTypeServiceAccountToken, map[string]string{corev1.ServiceAccountNameKey: "default"})},
 		{"the signing key", "", secret("istio-ca-secret", "istio.io/ca-root", nil)},
