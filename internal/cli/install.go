@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
@@ -29,6 +31,8 @@ type installFlags struct {
 	meshConfig string
 	endpoint   string
 	policies   string
+	requests   map[string]string
+	limits     map[string]string
 	setDefault bool
 	dryRun     bool
 	diff       bool
@@ -78,6 +82,9 @@ func (a *app) installCommand() *cobra.Command {
 	f.Int32Var(&o.Replicas, "replicas", o.Replicas, "replicas of the control plane")
 	f.StringVar(&o.ClusterID, "cluster-id", o.ClusterID, "name of this cluster in the mesh")
 	f.StringVar(&o.TrustDomain, "trust-domain", o.TrustDomain, "trust domain of the workloads' identities (default: the mesh configuration's, or cluster.local)")
+	f.StringToStringVar(&flags.requests, "requests", nil, "what a replica asks for, such as cpu=500m,memory=1Gi (default cpu=100m,memory=128Mi)")
+	f.StringToStringVar(&flags.limits, "limits", nil, "what a replica may take, such as memory=4Gi (default no limit)")
+	f.StringVar(&o.NativeSidecars, "native-sidecars", "auto", "sidecars as init containers that go on running: auto, true or false")
 	f.StringVar(&o.LogLevel, "log-level", "", "log level of the control plane: debug, info, warn or error")
 	f.BoolVar(&flags.setDefault, "set-default", false, "make this revision the one that istio-injection=enabled leads to")
 	f.BoolVar(&o.EnableNamespacesByDefault, "every-namespace", false, "give sidecars also in namespaces that no label speaks of")
@@ -139,10 +146,30 @@ func (a *app) installOptions(cmd *cobra.Command, flags *installFlags) error {
 	if o.MutatingPolicies = flags.policies; flags.policies == "none" {
 		o.MutatingPolicies = ""
 	}
+	var err error
+	if o.Resources.Requests, err = quantities("requests", flags.requests); err != nil {
+		return usage(err)
+	}
+	if o.Resources.Limits, err = quantities("limits", flags.limits); err != nil {
+		return usage(err)
+	}
 	if err := o.Validate(); err != nil {
 		return usage(err)
 	}
 	return a.checkOutput(cmd, "table", "json", "yaml")
+}
+
+// quantities reads resources of a container, as in cpu=500m.
+func quantities(flag string, values map[string]string) (corev1.ResourceList, error) {
+	list := corev1.ResourceList{}
+	for name, value := range values {
+		q, err := resource.ParseQuantity(value)
+		if err != nil {
+			return nil, fmt.Errorf("--%s %s=%s: it is no quantity such as 500m or 1Gi", flag, name, value)
+		}
+		list[corev1.ResourceName(name)] = q
+	}
+	return list, nil
 }
 
 // printObjects renders without a cluster.

@@ -47,8 +47,12 @@ func (o Options) values() map[string]any {
 	if o.PullPolicy != "" {
 		global["imagePullPolicy"] = o.PullPolicy
 	}
-	return map[string]any{"revision": o.revision(), "global": global,
+	values := map[string]any{"revision": o.revision(), "global": global,
 		"sidecarInjectorWebhook": map[string]any{"enableNamespacesByDefault": o.EnableNamespacesByDefault}}
+	if o.NativeSidecars != "" {
+		values["pilot"] = map[string]any{"env": map[string]any{"ENABLE_NATIVE_SIDECARS": o.NativeSidecars}}
+	}
+	return values
 }
 
 // webhooks are the configurations by which the control plane is called for each pod that is created and selected: the

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"istio.io/api/label"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
@@ -69,6 +70,11 @@ type Options struct {
 	ClusterID   string
 	TrustDomain string // "" for the mesh configuration's, which is cluster.local when that says nothing
 	LogLevel    string // of selvaged; "" for its default
+
+	// Resources are those of a replica; the zero value asks for what a small mesh takes and limits nothing.
+	Resources corev1.ResourceRequirements
+	// NativeSidecars is "true", "false" or "auto": whether sidecars are init containers that go on running; "" is auto.
+	NativeSidecars string
 
 	// Endpoint leads the control plane's Service to a selvaged that runs outside the cluster, instead of a Deployment.
 	Endpoint *Endpoint
@@ -164,6 +170,9 @@ func (o Options) Validate() error {
 	}
 	if o.inCluster() && o.Replicas < 1 {
 		return fmt.Errorf("replicas is %d: a control plane needs at least 1", o.Replicas)
+	}
+	if !slices.Contains([]string{"", "auto", "true", "false"}, o.NativeSidecars) {
+		return fmt.Errorf("native sidecars %q: it is true, false or auto", o.NativeSidecars)
 	}
 	if o.ClusterID == "" {
 		return fmt.Errorf("the cluster's id may not be empty")

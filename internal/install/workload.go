@@ -135,9 +135,7 @@ func (o Options) container() corev1.Container {
 			{Name: "webhook", ContainerPort: WebhookPort, Protocol: corev1.ProtocolTCP},
 			{Name: "monitoring", ContainerPort: HTTPPort, Protocol: corev1.ProtocolTCP},
 		},
-		Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{ // memory follows the mesh: a limit would kill it as it grows
-			corev1.ResourceCPU: resource.MustParse("100m"), corev1.ResourceMemory: resource.MustParse("128Mi"),
-		}},
+		Resources:      o.resources(),
 		ReadinessProbe: httpProbe("/ready", 2, 3),
 		LivenessProbe:  httpProbe("/healthz", 10, 6),
 		SecurityContext: &corev1.SecurityContext{
@@ -145,6 +143,16 @@ func (o Options) container() corev1.Container {
 			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		},
 	}
+}
+
+// resources are those of a replica. Memory follows the mesh: a limit would kill it as it grows, so there is none unless it is asked for.
+func (o Options) resources() corev1.ResourceRequirements {
+	if len(o.Resources.Requests) > 0 || len(o.Resources.Limits) > 0 {
+		return o.Resources
+	}
+	return corev1.ResourceRequirements{Requests: corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("100m"), corev1.ResourceMemory: resource.MustParse("128Mi"),
+	}}
 }
 
 // arguments are selvaged's flags.
