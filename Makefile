@@ -72,8 +72,8 @@ generate: ## rewrite the generated files
 ##@ Checking
 
 .PHONY: test-unit
-test-unit: ## unit tests: fast, no cluster
-	@$(GO) test -json $$($(GO) list ./... | grep -Ev '/(e2e|acceptance)$$') | $(SUITE) unit
+test-unit: ## unit tests: fast, no cluster; they run what `make build` has built
+	@{ $(GO) test -json $$($(GO) list ./... | grep -Ev '/(e2e|acceptance)$$'); $(GO) test -C tools/helm -json ./...; } | $(SUITE) unit
 
 .PHONY: suites
 suites: # one after the other, as there are two cores, and all of them, whichever fails

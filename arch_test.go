@@ -284,7 +284,7 @@ func TestEveryDirectDependencyHasALine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{".", "lab", "lab/dns", "lab/kubernetes", "tools", "tools/istio"} {
+	for _, dir := range []string{".", "lab", "lab/dns", "lab/kubernetes", "tools", "tools/helm", "tools/istio"} {
 		text, err := os.ReadFile(filepath.Join(dir, "go.mod"))
 		if err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 )
 
 //go:generate go run ./gen
+//go:generate go run ./chart
 
 // definitions holds one custom resource definition a line, after a comment.
 //

@@ -481,3 +481,31 @@ func TestWhatHoldsAPodBack(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatHelmKeepsIsLeftToHelm: one line says so, and nothing is changed. An Istio that Helm has installed is somebody else's.
+func TestWhatHelmKeepsIsLeftToHelm(t *testing.T) {
+	deployment := foreign("apps/v1", "Deployment", "istio-system", "istiod")
+	deployment.SetLabels(map[string]string{"selvage/owner": "selvage", "app.kubernetes.io/managed-by": "Helm"})
+	deployment.SetAnnotations(map[string]string{"meta.helm.sh/release-name": "mesh", "meta.helm.sh/release-namespace": "istio-system"})
+	istio := deployment.DeepCopy()
+	istio.SetLabels(map[string]string{"app.kubernetes.io/managed-by": "Helm"})
+	for want, object := range map[string]*unstructured.Unstructured{
+		"Helm keeps this installation, as release mesh in namespace istio-system (Deployment istio-system/istiod among others): change it with `helm upgrade mesh CHART -n istio-system`": deployment,
+		"these exist already and Selvage did not make them": istio,
+	} {
+		config := clients(object)
+		installer, err := install.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = installer.Install(t.Context(), install.Default("1.0.0"))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v; want %s", err, want)
+		}
+		for _, action := range config.Dynamic.(*dynamicfake.FakeDynamicClient).Actions() {
+			if action.GetVerb() != "get" {
+				t.Errorf("it did %s %s", action.GetVerb(), action.GetResource().Resource)
+			}
+		}
+	}
+}

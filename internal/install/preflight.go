@@ -73,6 +73,8 @@ func (i *Installer) survey(ctx context.Context, objects []*unstructured.Unstruct
 		switch {
 		case live.GetKind() == namespaces.kind && live.GetName() == Namespace:
 			s.namespaced, s.hasOwnNS = true, isOurs(live)
+		case keptByHelm(live) != nil:
+			return nil, keptByHelm(live)
 		case !isOurs(live):
 			foreign.Objects = append(foreign.Objects, name)
 			foreign.OnlyCRD = foreign.OnlyCRD && live.GetKind() == definitionsKind.kind

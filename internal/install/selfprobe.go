@@ -100,7 +100,7 @@ func (r *remover) removeProbe(ctx context.Context) error {
 		return err
 	}
 	ns, err := r.get(ctx, namespaces, "", verdict.Namespace)
-	if err != nil || ns == nil || !isOurs(ns) {
+	if err != nil || ns == nil || !isOurs(ns) || r.leaveToHelm(ns) {
 		return err
 	}
 	if err := r.drop(ctx, namespaces, ns); err != nil || r.dryRun {

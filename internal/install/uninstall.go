@@ -65,6 +65,9 @@ func (i *Installer) Uninstall(ctx context.Context, ro RemoveOptions) (*Removal, 
 	if err := i.mayRemove(ctx, ro.DryRun); err != nil {
 		return nil, err
 	}
+	if err := i.notHelms(ctx, r.options); err != nil {
+		return nil, err
+	}
 	others, err := r.otherRevisions(ctx)
 	if err != nil {
 		return nil, err
@@ -139,6 +142,7 @@ func (r *remover) removeOwned(ctx context.Context, kind kindRef, selector string
 		left := slices.DeleteFunc(objects, func(u unstructured.Unstructured) bool {
 			return copied(&u) || u.GetDeletionTimestamp() != nil // it goes by itself, or with what it was copied from
 		})
+		left = slices.DeleteFunc(left, func(u unstructured.Unstructured) bool { return r.leaveToHelm(&u) })
 		for _, u := range left {
 			if err := r.drop(ctx, kind, &u); err != nil {
 				return err
@@ -149,6 +153,18 @@ func (r *remover) removeOwned(ctx context.Context, kind kindRef, selector string
 		}
 	}
 	return fmt.Errorf("remove %s: they are made again and again: end the control plane outside the cluster, and repeat", kind.Resource)
+}
+
+// leaveToHelm reports whether Helm has installed the object, which another release of its chart then needs, and writes that down.
+func (r *remover) leaveToHelm(u *unstructured.Unstructured) bool {
+	by := keptByHelm(u)
+	if by == nil {
+		return false
+	}
+	if kept := fmt.Sprintf("%s: Helm's release %s keeps it", describe(u), by.Release); !slices.Contains(r.out.Kept, kept) {
+		r.out.Kept = append(r.out.Kept, kept)
+	}
+	return true
 }
 
 // mostRounds bounds how often objects that come back are removed.
