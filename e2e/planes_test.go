@@ -44,6 +44,12 @@ func bare(t testing.TB) *lab {
 // startPlane installs a revision and runs its control plane until the test ends.
 func (l *lab) startPlane(t testing.TB, revision string, install ...string) *plane {
 	t.Helper()
+	return l.startPlaneWith(t, revision, nil, install...)
+}
+
+// startPlaneWith does that with flags for the control plane, which an installation would give it by its Deployment.
+func (l *lab) startPlaneWith(t testing.TB, revision string, flags []string, install ...string) *plane {
+	t.Helper()
 	p := &plane{lab: l, revision: revision, writes: map[string]int{}, http: freeAddress(t)}
 	webhooks := freeAddress(t)
 	args := append([]string{"install", "--revision", revision, "--webhook-url", "https://" + webhooks, "--wait=false"}, install...)
@@ -51,6 +57,7 @@ func (l *lab) startPlane(t testing.TB, revision string, install ...string) *plan
 		t.Fatalf("selvage %s: exit %d\n%s%s", strings.Join(args, " "), code, stdout, stderr)
 	}
 	p.args = []string{"--kubeconfig", p.proxy(t), "--revision", revision, "--xds-addr", freeAddress(t), "--webhook-addr", webhooks, "--http-addr", p.http}
+	p.args = append(p.args, flags...)
 	t.Cleanup(func() { p.kill() })
 	p.start(t)
 	return p

@@ -30,6 +30,10 @@ type options struct {
 	clusterID    string
 	trustDomain  string
 	caKey        keyKind
+	caAddress    string
+	caSigner     string
+	caRoots      string
+	caTLSSecret  string
 	logLevel     string
 	probeAll     bool
 	staleGrace   time.Duration
@@ -60,6 +64,10 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust domain of the workloads' identities")
 	f.BoolVar(&o.probeAll, "probe-all", false, "prove by dry runs that the webhooks of every revision work, not only this one's")
 	f.Var(&o.caKey, "ca-key", "key of a self-signed root and of the control plane's own certificates: ecdsa (P-256), rsa (2048), or bits of RSA")
+	f.StringVar(&o.caAddress, "ca-address", "", "HOST:PORT of another authority that signs for workloads by Istio's protocol, such as istio-csr's; none is kept here then")
+	f.StringVar(&o.caSigner, "ca-signer", "", "signer of Kubernetes (certificates.k8s.io) that signs for workloads and this control plane, such as example.com/mesh")
+	f.StringVar(&o.caRoots, "ca-roots", "", "roots of an authority elsewhere: a ConfigMap's name or a file (default: istio-ca-root-cert with --ca-address, meshConfig.caCertificates with --ca-signer)")
+	f.StringVar(&o.caTLSSecret, "ca-tls-secret", "", "Secret (tls.crt, tls.key) of this control plane's own certificate (default: istiod-tls with --ca-address, made by --ca-signer)")
 	f.DurationVar(&o.staleGrace, "stale-grace", revision.DefaultGrace, "for how long another revision's control plane must be gone before its webhooks are stale")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }

@@ -57,10 +57,14 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 
 	recorder, stopEvents := newRecorder(client, o)
 	defer stopEvents()
+	elsewhere, err := o.elsewhere(client)
+	if err != nil {
+		return err
+	}
 	var proxies *ads.Server
 	authority, err := ca.New(ca.Config{
 		Kubernetes: client, Reviews: clients.reviews, Namespace: o.namespace, TrustDomain: o.trustDomain, ClusterID: o.clusterID, Revision: o.revision,
-		ExtraNames: o.extraNames(), Key: o.caKey.KeyKind, Workloads: func() []trust.Certificate { return proxies.Certificates() },
+		ExtraNames: o.extraNames(), Key: o.caKey.KeyKind, Elsewhere: elsewhere, Workloads: func() []trust.Certificate { return proxies.Certificates() },
 		Events: recorder, Registerer: metrics, Log: log,
 	})
 	if err != nil {
@@ -192,7 +196,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	})
 	lead("selvage-roots", map[string]string{}, func(ctx context.Context) error { // what all revisions share
 		work, ctx := errgroup.WithContext(ctx)
-		work.Go(func() error { return roots.Run(ctx) })
+		if o.distributes() {
+			work.Go(func() error { return roots.Run(ctx) })
+		}
 		work.Go(func() error { return rotation.Run(ctx) })
 		work.Go(func() error { return staleness.Run(ctx) })
 		return work.Wait()

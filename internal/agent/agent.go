@@ -96,8 +96,8 @@ func (a *Agent) targets() (xds, ca *upstream.Target, err error) {
 	if xds, err = upstream.New(common); err != nil {
 		return nil, nil, err
 	}
-	if c.CAAddress != "" {
-		common.Address = c.CAAddress
+	if c.CAAddress != "" && c.CAAddress != c.Proxy.DiscoveryAddress {
+		common.Address, common.ServerName = c.CAAddress, "" // it has a name of its own
 	}
 	ca, err = upstream.New(common)
 	return xds, ca, err

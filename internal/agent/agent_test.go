@@ -147,6 +147,25 @@ func TestASidecarComesUpWhenItsControlPlaneDoes(t *testing.T) {
 	}
 }
 
+// TestAnotherAuthorityIsAskedByItsOwnName: CA_ADDR leads to an authority beside the control plane, whose certificate has another name.
+func TestAnotherAuthorityIsAskedByItsOwnName(t *testing.T) {
+	p, other := newPlane(t), newPlane(t)
+	other.issuer, other.names = p.issuer, []string{"127.0.0.1"}
+	p.start()
+	other.start()
+	c := newConfig(t, p)
+	c.CAAddress = other.addr
+	run(t, c)
+	p.until("the proxy connects", func() bool { return len(p.streams) >= 1 })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	if len(other.signed) == 0 || other.signed[0] != "token" || len(p.signed) != 0 || p.streams[0] != "certificate" {
+		t.Errorf("certificates by %q of the authority and by %q of the control plane, streams by %q", other.signed, p.signed, p.streams)
+	}
+}
+
 func TestATokenThatIsRefusedIsSaid(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t)

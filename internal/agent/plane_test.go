@@ -42,6 +42,7 @@ type plane struct {
 	issuer   *pki.Issuer
 	lifetime time.Duration
 	addr     string
+	names    []string // in its certificate
 	server   *grpc.Server
 
 	mu      sync.Mutex
@@ -69,7 +70,7 @@ func newPlane(t testing.TB) *plane {
 		t.Fatal(err)
 	}
 	return &plane{
-		t: t, issuer: issuer, lifetime: time.Hour, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)),
+		t: t, issuer: issuer, lifetime: time.Hour, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), names: []string{"istiod.istio-system.svc"},
 		sets:    map[string]map[string]proto.Message{clusterType: {}, listenerType: {}},
 		changed: make(chan struct{}), event: make(chan struct{}),
 	}
@@ -77,7 +78,7 @@ func newPlane(t testing.TB) *plane {
 
 func (p *plane) start() {
 	p.t.Helper()
-	serving, err := p.issuer.IssueServing([]string{"istiod.istio-system.svc"}, time.Hour, time.Now())
+	serving, err := p.issuer.IssueServing(p.names, time.Hour, time.Now())
 	if err != nil {
 		p.t.Fatal(err)
 	}

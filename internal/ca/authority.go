@@ -7,8 +7,11 @@
 package ca
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +56,8 @@ type Config struct {
 	// Key is of the self-signed root and of serving certificates; ECDSA.
 	Key pki.KeyKind
 
+	Elsewhere *Elsewhere // an authority outside of this process; nil for the one of the Secrets
+
 	Events Events // nil: nothing is told by Events
 	// Workloads gives the certificates of the proxies that are connected, so that those that end are told; nil for none.
 	Workloads func() []trust.Certificate
@@ -89,6 +94,7 @@ type Authority struct {
 	tokens  *reviewer
 	limits  *limits
 	serving serving
+	signer  *signer // nil where no signer of Kubernetes is asked
 
 	root atomic.Pointer[root]
 	told map[ref.Ref]diag.Severity // which ends of certificates were told; Run's alone
@@ -100,14 +106,37 @@ type Authority struct {
 	stated     chan struct{} // closed and replaced when state changes
 	selfSigned *pki.Issuer   // the self-signed root that was read last
 	plugged    bool          // what signs came from Secret cacerts
+
+	signerFault refusalKind // of the problem signerProblem
 }
 
 // root is who signs, with what is derived from it. Immutable.
 type root struct {
-	issuer *pki.Issuer
-	hash   string // of what is trusted: pki.BundleHash
+	issuer *pki.Issuer         // nil where the authority is elsewhere
+	pem    []byte              // what is trusted
+	pool   *x509.CertPool      // the same
+	path   []*x509.Certificate // from what signs to its root
+	hash   string              // of what is trusted: pki.BundleHash
 	stage  trust.Stage
 	tls    *tls.Config // of 15012, with client certificates checked against the roots
+
+	// Of an authority elsewhere: the roots, and the control plane's own certificate.
+	anchors *pki.Anchors
+	serving *tls.Certificate
+}
+
+// signs is the certificate that signs, leadsTo the root behind it.
+func (r *root) signs() *x509.Certificate   { return r.path[0] }
+func (r *root) leadsTo() *x509.Certificate { return r.path[len(r.path)-1] }
+
+// same reports whether nothing distinguishes two.
+func (r *root) same(other *root) bool {
+	return other != nil && r.stage == other.stage && r.issuer.Equal(other.issuer) && bytes.Equal(r.pem, other.pem) &&
+		slices.EqualFunc(r.path, other.path, (*x509.Certificate).Equal) && sameServing(r.serving, other.serving)
+}
+
+func sameServing(a, b *tls.Certificate) bool {
+	return (a == nil) == (b == nil) && (a == nil || slices.EqualFunc(a.Certificate, b.Certificate, bytes.Equal))
 }
 
 // New checks the configuration and gives an authority that does nothing yet.
@@ -123,6 +152,11 @@ func New(config Config) (*Authority, error) {
 		return nil, fmt.Errorf("configure CA: the default lifetime of a certificate, %s, is above the longest allowed, %s",
 			config.WorkloadLifetime, config.MaxWorkloadLifetime)
 	}
+	if config.Elsewhere != nil {
+		if err := config.Elsewhere.validate(); err != nil {
+			return nil, fmt.Errorf("configure CA: %w", err)
+		}
+	}
 	a := &Authority{config: config, log: config.Log, changed: make(chan struct{}), stated: make(chan struct{}), problems: map[string]*diag.Problem{}}
 	var err error
 	if a.metrics, err = newMetrics(config.Registerer, a); err != nil {
@@ -133,6 +167,9 @@ func New(config Config) (*Authority, error) {
 	}
 	a.tokens = newReviewer(config.Reviews, tokenAudience, a.metrics.reviews)
 	a.limits = newLimits(config.CertificatesPerSecond, config.CertificateBurst)
+	if e := config.Elsewhere; e != nil && e.Signer != "" {
+		a.signer = newSigner(config.Kubernetes, e.Signer, "selvaged "+config.Namespace+"/"+a.serviceName(), cmp.Or(e.Answer, 15*time.Second), config.Log)
+	}
 	return a, nil
 }
 
@@ -149,10 +186,17 @@ func (a *Authority) current() (*root, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, name := range []string{pluggedName, secretName, rotationName} {
+	names := []string{pluggedName, secretName, rotationName}
+	if e := a.config.Elsewhere; e != nil {
+		names = []string{rootsProblem, e.ServingSecret, signerProblem}
+	}
+	for _, name := range names {
 		if p := a.problems[name]; p != nil {
 			return nil, problemError{*p}
 		}
+	}
+	if e := a.config.Elsewhere; e != nil {
+		return nil, fmt.Errorf("the roots of the mesh in %s, or the control plane's own certificate, are not there yet; who signs is %s", e.RootsAt, e)
 	}
 	return nil, fmt.Errorf("the root in Secret %s/%s is not loaded yet", a.config.Namespace, secretName)
 }
@@ -179,34 +223,48 @@ func (a *Authority) Roots() (rootPEM []byte, changed <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if r := a.root.Load(); r != nil {
-		rootPEM = r.issuer.RootPEM()
+		rootPEM = r.pem
 	}
 	return rootPEM, a.changed
 }
 
 // adopt makes issuer the one to sign with, at a stage of a change of the root, unless it is already.
 func (a *Authority) adopt(issuer *pki.Issuer, stage trust.Stage) {
+	hash, _ := pki.BundleHash(issuer.RootPEM()) // they were written here
+	a.install(&root{issuer: issuer, pem: issuer.RootPEM(), pool: issuer.Pool(), path: issuer.Path(), hash: hash, stage: stage})
+}
+
+// install brings who signs and what is trusted into force, unless it is already.
+func (a *Authority) install(next *root) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	before := a.root.Load()
-	if before != nil && before.stage == stage && before.issuer.Equal(issuer) {
+	if next.same(before) {
 		return
 	}
-	hash, _ := pki.BundleHash(issuer.RootPEM()) // they were written here
-	a.root.Store(&root{issuer: issuer, hash: hash, stage: stage, tls: a.clientVerifyingTLS(issuer)})
+	next.tls = a.clientVerifyingTLS(next.pool)
+	a.root.Store(next)
 	close(a.changed)
 	a.changed = make(chan struct{})
+	if a.config.Elsewhere != nil {
+		a.restate()
+	}
 
-	attrs := []any{"subject", issuer.Subject(), "sha256", issuer.Fingerprint(), "root", rootOf(issuer), "notAfter", issuer.NotAfter().UTC(), "stage", stage}
+	by := next.signs()
+	attrs := []any{"subject", by.Subject, "sha256", pki.Fingerprint(by), "root", pki.Fingerprint(next.leadsTo()), "notAfter", by.NotAfter.UTC(), "stage", next.stage}
 	if before == nil {
 		a.log.Info("root certificate loaded", attrs...)
 	} else {
-		a.log.Info("authority of the mesh changed", append(attrs, "former", before.issuer.Fingerprint())...)
+		a.log.Info("authority of the mesh changed", append(attrs, "former", pki.Fingerprint(before.signs()))...)
 	}
 }
 
-// Run loads the root, or creates it, and follows the Secret until ctx ends. It returns nil then; everything else it retries.
+// Run loads the root, or creates it, and follows the Secret until ctx ends; of an authority elsewhere, its roots and the control plane's
+// own certificate. It returns nil then; everything else it retries.
 func (a *Authority) Run(ctx context.Context) error {
+	if a.config.Elsewhere != nil {
+		return a.runElsewhere(ctx)
+	}
 	dirty, stop := a.watchSecrets(ctx)
 	defer stop()
 	const first, longest = 100 * time.Millisecond, 30 * time.Second

@@ -17,22 +17,31 @@ func (a *Authority) certificates() (list []trust.Certificate) {
 		return nil
 	}
 	a.mu.Lock()
-	secret := a.state.secretName()
+	object := ref.Ref{Kind: "Secret", Namespace: a.config.Namespace, Name: a.state.secretName()}
 	a.mu.Unlock()
-	object := ref.Ref{Kind: "Secret", Namespace: a.config.Namespace, Name: secret}
-	path := r.issuer.Path()
-	for n, cert := range path {
+	e := a.config.Elsewhere
+	if e != nil {
+		object = e.RootsAt
+	}
+	for n, cert := range r.path {
 		use := trust.Intermediate
-		if n == len(path)-1 {
+		if n == len(r.path)-1 {
 			use = trust.Root
 		}
-		list = append(list, trust.Certificate{Use: use, Object: object, Subject: cert.Subject.String(), Begins: cert.NotBefore, Ends: cert.NotAfter})
+		list = append(list, trust.Certificate{Use: use, Object: object, Subject: cert.Subject.String(), Begins: cert.NotBefore, Ends: cert.NotAfter, Elsewhere: e != nil})
 	}
 	a.serving.mu.Lock()
 	defer a.serving.mu.Unlock()
-	if cert := a.serving.cert; cert != nil {
-		service := ref.Ref{Kind: "Service", Namespace: a.config.Namespace, Name: a.serviceName()}
-		list = append(list, trust.Certificate{Use: trust.Serving, Object: service, Begins: cert.Leaf.NotBefore, Ends: cert.Leaf.NotAfter})
+	cert, holder := a.serving.cert, ref.Ref{Kind: "Service", Namespace: a.config.Namespace, Name: a.serviceName()}
+	if e != nil {
+		cert = r.serving
+		if e.ServingSecret != "" {
+			holder = ref.Ref{Kind: "Secret", Namespace: a.config.Namespace, Name: e.ServingSecret}
+		}
+	}
+	if cert != nil {
+		list = append(list, trust.Certificate{Use: trust.Serving, Object: holder, Begins: cert.Leaf.NotBefore, Ends: cert.Leaf.NotAfter,
+			Elsewhere: e != nil && e.ServingSecret != ""})
 	}
 	return list
 }

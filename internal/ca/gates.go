@@ -39,14 +39,14 @@ func (r *Rotation) gates(ctx context.Context, s state, held *root) ([]trust.Gate
 
 // report shows how far it is.
 func (r *Rotation) report(ctx context.Context, s state, held *root, gates []trust.Gate) error {
-	status := trust.Status{Source: s.describe(), Signing: identify(held.issuer.Certificate()), Hash: held.hash, Stage: held.stage, Gates: gates}
-	roots, err := pki.ParseCertificates(held.issuer.RootPEM())
+	status := trust.Status{Source: r.authority.describe(s), Signing: identify(held.signs()), Hash: held.hash, Stage: held.stage, Gates: gates}
+	roots, err := pki.ParseCertificates(held.pem)
 	if err != nil {
 		return err
 	}
 	for _, root := range roots {
 		id := identify(root)
-		id.Signs = root.Equal(held.issuer.Root())
+		id.Signs = root.Equal(held.leadsTo())
 		status.Roots = append(status.Roots, id)
 	}
 	if s.record != nil {
@@ -65,7 +65,10 @@ func (r *Rotation) report(ctx context.Context, s state, held *root, gates []trus
 	return r.board.show(ctx, status)
 }
 
-func (s state) describe() string {
+func (a *Authority) describe(s state) string {
+	if a.config.Elsewhere != nil {
+		return a.config.Elsewhere.String()
+	}
 	if s.plugged {
 		return "plugged in (Secret " + pluggedName + ")"
 	}

@@ -98,7 +98,7 @@ func (a *Authority) secretProblem(code diag.Code, name string) *diag.Problem {
 	return &diag.Problem{Code: code, Severity: diag.Error, Object: ref.Ref{Kind: "Secret", Namespace: a.config.Namespace, Name: name}}
 }
 
-// setProblem remembers what is wrong with a Secret, nil for nothing, and tells it when it is new.
+// setProblem remembers what is wrong with a Secret, or another thing that the CA needs, nil for nothing, and tells it when it is new.
 func (a *Authority) setProblem(name string, p *diag.Problem) {
 	a.mu.Lock()
 	before := a.problems[name]
@@ -107,14 +107,18 @@ func (a *Authority) setProblem(name string, p *diag.Problem) {
 	} else {
 		a.problems[name] = p
 	}
+	changed := (p == nil) != (before == nil) || p != nil && *before != *p
+	if changed {
+		a.restate()
+	}
 	a.mu.Unlock()
 	switch {
-	case p != nil && (before == nil || *before != *p):
-		a.log.Error("Secret of the CA cannot be used", "problem", p.String(), "signing", a.root.Load() != nil)
-		a.tell(name, corev1.EventTypeWarning, "InvalidAuthority", p.Detail+"; "+p.Hint)
+	case p != nil && changed:
+		a.log.Error("the CA lacks something", "problem", p.String(), "signing", a.root.Load() != nil)
+		a.tellObject(p.Object, corev1.EventTypeWarning, "InvalidAuthority", p.Detail+"; "+p.Hint)
 	case p == nil && before != nil:
-		a.log.Info("Secret of the CA can be used again", "secret", a.config.Namespace+"/"+name)
-		a.tell(name, corev1.EventTypeNormal, "AuthorityUsable", "it can be used again")
+		a.log.Info("the CA lacks it no more", "object", before.Object.String())
+		a.tellObject(before.Object, corev1.EventTypeNormal, "AuthorityUsable", "it can be used again")
 	}
 	unusable := 0.0
 	if p != nil {
@@ -128,10 +132,14 @@ func (a *Authority) tell(name, kind, reason, message string) {
 	a.tellObject(ref.Ref{Kind: "Secret", Namespace: a.config.Namespace, Name: name}, kind, reason, message)
 }
 
-// tellObject writes an Event on an object of the core API.
+// tellObject writes an Event on an object.
 func (a *Authority) tellObject(o ref.Ref, kind, reason, message string) {
 	if a.config.Events != nil {
-		a.config.Events.Event(&corev1.ObjectReference{APIVersion: "v1", Kind: o.Kind, Namespace: o.Namespace, Name: o.Name}, kind, reason, message)
+		version := "v1"
+		if o.Group != "" {
+			version = o.Group + "/v1"
+		}
+		a.config.Events.Event(&corev1.ObjectReference{APIVersion: version, Kind: o.Kind, Namespace: o.Namespace, Name: o.Name}, kind, reason, message)
 	}
 }
 

@@ -70,26 +70,40 @@ func (s *certificateService) sign(ctx context.Context, in *securityv1alpha1.Isti
 		s.metrics.parseErrors.Inc()
 		return caller, nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	r, err := s.current()
-	if err != nil {
-		s.metrics.signErrors.WithLabelValues("no_root").Inc()
-		return caller, nil, status.Errorf(codes.Unavailable, "cannot sign: %v", err)
+	lifetime := s.lifetime(in.GetValidityDuration(), caller)
+	var blocks [][]byte
+	if s.config.Elsewhere != nil {
+		blocks, err = s.signElsewhere(ctx, request, []byte(in.GetCsr()), caller, lifetime)
+	} else {
+		blocks, err = s.signHere(request, caller, lifetime)
 	}
-	blocks, err := r.issuer.SignWorkload(request, caller.Identity, s.lifetime(in.GetValidityDuration(), caller), time.Now())
-	switch {
-	case errors.Is(err, pki.ErrIssuerExpired):
-		s.metrics.signErrors.WithLabelValues("root_expired").Inc()
-		return caller, nil, status.Errorf(codes.FailedPrecondition, "cannot sign: %v; replace the root in Secret %s/%s",
-			err, s.config.Namespace, secretName)
-	case err != nil:
-		s.metrics.signErrors.WithLabelValues("internal").Inc()
-		return caller, nil, status.Errorf(codes.Internal, "cannot sign: %v", err)
+	if err != nil {
+		return caller, nil, err
 	}
 	chain := make([]string, len(blocks))
 	for i, b := range blocks {
 		chain[i] = string(b)
 	}
 	return caller, chain, nil
+}
+
+// signHere signs with the authority of the Secrets.
+func (s *certificateService) signHere(request *pki.Request, caller Caller, lifetime time.Duration) ([][]byte, error) {
+	r, err := s.current()
+	if err != nil {
+		s.metrics.signErrors.WithLabelValues("no_root").Inc()
+		return nil, status.Errorf(codes.Unavailable, "cannot sign: %v", err)
+	}
+	blocks, err := r.issuer.SignWorkload(request, caller.Identity, lifetime, time.Now())
+	switch {
+	case errors.Is(err, pki.ErrIssuerExpired):
+		s.metrics.signErrors.WithLabelValues("root_expired").Inc()
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot sign: %v; replace the root in Secret %s/%s", err, s.config.Namespace, secretName)
+	case err != nil:
+		s.metrics.signErrors.WithLabelValues("internal").Inc()
+		return nil, status.Errorf(codes.Internal, "cannot sign: %v", err)
+	}
+	return blocks, nil
 }
 
 // checkMetadata refuses what would change whose certificate it is or who signs it: to pass it over would give the caller something

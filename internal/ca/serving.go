@@ -46,6 +46,9 @@ func (a *Authority) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
+	if r.serving != nil {
+		return r.serving, nil
+	}
 	now := time.Now()
 	s := &a.serving
 	s.mu.Lock()
@@ -77,7 +80,7 @@ func (a *Authority) TLSConfig() *tls.Config {
 	return config
 }
 
-func (a *Authority) clientVerifyingTLS(issuer *pki.Issuer) *tls.Config {
+func (a *Authority) clientVerifyingTLS(roots *x509.CertPool) *tls.Config {
 	config := &tls.Config{
 		MinVersion:             tls.VersionTLS12,
 		NextProtos:             []string{"h2"},
@@ -86,8 +89,8 @@ func (a *Authority) clientVerifyingTLS(issuer *pki.Issuer) *tls.Config {
 		ClientCAs:              x509.NewCertPool(), // trusts nobody
 		SessionTicketsDisabled: true,
 	}
-	if issuer != nil {
-		config.ClientCAs = issuer.Pool()
+	if roots != nil {
+		config.ClientCAs = roots
 	}
 	return config
 }

@@ -14,7 +14,14 @@ import (
 )
 
 // secrets are the names of those that decide who signs.
-func (a *Authority) secrets() []string { return []string{secretName, pluggedName, rotationName} }
+func (a *Authority) secrets() []string {
+	if e := a.config.Elsewhere; e == nil {
+		return []string{secretName, pluggedName, rotationName}
+	} else if e.ServingSecret != "" {
+		return []string{e.ServingSecret}
+	}
+	return nil
+}
 
 // state is what was read last.
 type state struct {
@@ -123,6 +130,11 @@ func (a *Authority) publish(s state) {
 		return
 	}
 	a.state = s
+	a.restate()
+}
+
+// restate tells whoever shows how the authority is that there is something newer. a.mu is held.
+func (a *Authority) restate() {
 	close(a.stated)
 	a.stated = make(chan struct{})
 }

@@ -192,6 +192,8 @@ func (a *app) caRotateCommand() *cobra.Command {
 // mayRotate says what a request would not do.
 func (a *app) mayRotate(s *trust.Status, undo bool) error {
 	switch {
+	case strings.HasPrefix(s.Source, trust.External):
+		return fmt.Errorf("the authority is %s: change its root there, and let the mesh trust both roots as long as certificates of the old one live", s.Source)
 	case !strings.HasPrefix(s.Source, trust.SelfSigned):
 		return fmt.Errorf("the authority is %s: replace its content by hand; another root then takes over in the same stages", s.Source)
 	case undo && s.Stage != trust.Distribute && s.Stage != trust.Sign:

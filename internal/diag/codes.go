@@ -65,6 +65,8 @@ const (
 	CertificateExpires Code = "SEL0050"
 	// RotationBlocked marks a change of the root that waits for somebody for long.
 	RotationBlocked Code = "SEL0051"
+	// SignerFailed marks a signer of Kubernetes that gave no certificate, or one that cannot be used.
+	SignerFailed Code = "SEL0052"
 )
 
 // The codes of findings that `istioctl analyze` has too, under its number.

@@ -24,6 +24,9 @@ func (o Options) settings() (inject.Settings, error) {
 	if o.TrustDomain != "" {
 		s.Mesh.TrustDomain = o.TrustDomain
 	}
+	if err := o.Authority.knows(s.Mesh); err != nil {
+		return s, err
+	}
 	_, more := s.Compile()
 	for _, p := range append(problems, more...) {
 		if p.Severity == diag.Error {
@@ -44,6 +47,9 @@ func (o Options) values() map[string]any {
 	global["proxy"] = map[string]any{"image": image}
 	global["proxy_init"] = map[string]any{"image": image}
 	global["multiCluster"] = map[string]any{"clusterName": o.ClusterID}
+	if o.Authority.Address != "" {
+		global["caAddress"] = o.Authority.Address
+	}
 	if o.PullPolicy != "" {
 		global["imagePullPolicy"] = o.PullPolicy
 	}

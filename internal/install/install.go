@@ -92,6 +92,8 @@ type Options struct {
 	// revision.
 	EnableNamespacesByDefault bool
 
+	Authority Authority // who signs certificates
+
 	MeshConfig []byte // YAML of a MeshConfig that replaces the built-in one; nil for that
 	SkipCRDs   bool   // use the custom resource definitions of Istio's API that the cluster has
 
@@ -173,6 +175,9 @@ func (o Options) Validate() error {
 	}
 	if !slices.Contains([]string{"", "auto", "true", "false"}, o.NativeSidecars) {
 		return fmt.Errorf("native sidecars %q: it is true, false or auto", o.NativeSidecars)
+	}
+	if err := o.Authority.validate(); err != nil {
+		return err
 	}
 	if o.ClusterID == "" {
 		return fmt.Errorf("the cluster's id may not be empty")

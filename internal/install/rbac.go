@@ -1,6 +1,7 @@
 package install
 
 import (
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,7 +22,7 @@ type grant struct {
 	verbs     string
 }
 
-// clusterGrants hold in every namespace and for objects of the cluster.
+// clusterGrants hold in every namespace and for objects of the cluster, beside those of who signs.
 var clusterGrants = []grant{
 	{"the world that proxies are told of", "core", "namespaces nodes pods services", "", "list watch"},
 	{"is the Service of a webhook there; the object of an Event", "core", "namespaces services", "", "get"},
@@ -29,7 +30,6 @@ var clusterGrants = []grant{
 	{"mesh policy", "security.istio.io", "peerauthentications", "", "list watch"},
 	{"keep the caBundle of webhooks right, and remove those that a revision of Selvage's left behind", "admissionregistration.k8s.io",
 		"mutatingwebhookconfigurations validatingwebhookconfigurations", "", "get list watch patch delete"},
-	{"the mesh's root in every namespace, by apply", "core", "configmaps", rootConfig, "list watch create patch"},
 	{"who is calling: proxies that want a certificate or configuration", "authentication.k8s.io", "tokenreviews", "", "create"},
 	{"whose tokens are worth nothing any more", "core", "serviceaccounts", "", "list watch"},
 	{"may that caller read the debug pages", "authorization.k8s.io", "subjectaccessreviews", "", "create"},
@@ -40,14 +40,10 @@ var clusterGrants = []grant{
 
 // namespaceGrants hold in the control plane's own namespace.
 func (o Options) namespaceGrants() []grant {
-	return []grant{
+	return append([]grant{
 		{"mesh and injector configuration", "core", "configmaps", o.Name("istio") + " " + o.Name("istio-sidecar-injector"), "list watch"},
 		{"the object of an Event", "core", "configmaps", o.Name("istio-sidecar-injector"), "get"},
 		{"say what works and what does not", "core", "configmaps", o.Name(StatusConfigMap), "list watch patch"},
-		{"the signing key of the mesh", "core", "secrets", rootSecret, "get list watch update"},
-		{"a signing key that somebody else has made", "core", "secrets", pluggedSecret, "get list watch"},
-		{"the former signing key while the root changes", "core", "secrets", rotationName, "get list watch update delete"},
-		{"make the signing key of the mesh", "core", "secrets", "", "create"},
 		{"show how far a change of the root is", "core", "configmaps", rotationName, "get patch"},
 		{"begin to show that, and to keep what was removed", "core", "configmaps", "", "create"},
 		{"prove by dry runs that an invalid object is refused", "networking.istio.io", "gateways", "", "create"},
@@ -56,7 +52,7 @@ func (o Options) namespaceGrants() []grant {
 		{"keep webhooks that were removed, to bring them back", "core", "configmaps", removedWebhooks, "get update delete"},
 		{"one writer at a time", "coordination.k8s.io", "leases", o.Name(webhooksLease) + " " + rootsLease, "get update"},
 		{"begin to be that writer", "coordination.k8s.io", "leases", "", "create"},
-	}
+	}, o.Authority.namespaceGrants()...)
 }
 
 // restartGrants are nobody's: a namespace that wants its workloads restarted when they have missed their sidecar binds the role to
@@ -89,7 +85,7 @@ func (o Options) access() []runtime.Object {
 	return []runtime.Object{
 		&corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.meta(account)},
 		&corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: sharedMeta(ReaderAccount, Namespace)},
-		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(cluster), Rules: rules(clusterGrants)},
+		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(cluster), Rules: rules(slices.Concat(clusterGrants, o.Authority.clusterGrants()))},
 		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: sharedMeta(reader, ""), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{DebugPath}, Verbs: []string{"get"}},
 		}},

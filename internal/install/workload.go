@@ -159,6 +159,7 @@ func (o Options) resources() corev1.ResourceRequirements {
 func (o Options) arguments() []string {
 	args := []string{"--namespace=" + Namespace, "--revision=" + o.revision(),
 		"--cluster-id=" + o.ClusterID, "--trust-domain=" + o.TrustDomain}
+	args = append(args, o.Authority.arguments()...)
 	if o.LogLevel != "" {
 		args = append(args, "--log-level="+o.LogLevel)
 	}

@@ -10,8 +10,6 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
 	"time"
 )
@@ -252,13 +250,7 @@ func (i *Issuer) IssueServing(names []string, lifetime time.Duration, now time.T
 		return nil, fmt.Errorf("issue serving certificate: %w", err)
 	}
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	for _, name := range names {
-		if addr, err := netip.ParseAddr(name); err == nil {
-			template.IPAddresses = append(template.IPAddresses, net.IP(addr.Unmap().AsSlice()))
-		} else {
-			template.DNSNames = append(template.DNSNames, name)
-		}
-	}
+	template.DNSNames, template.IPAddresses = splitNames(names)
 	der, err := x509.CreateCertificate(rand.Reader, template, i.cert(), key.Public(), i.key)
 	if err != nil {
 		return nil, fmt.Errorf("issue serving certificate: %w", err)

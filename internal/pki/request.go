@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -9,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -25,9 +27,10 @@ const (
 )
 
 // Request is a certificate request whose key is of an allowed kind and whose signature proves that the sender holds it. Names
-// and extensions that it asks for are dropped on purpose.
+// and extensions that it asks for are dropped on purpose, where this package signs; for those who sign by the request itself see Only.
 type Request struct {
 	key crypto.PublicKey
+	csr *x509.CertificateRequest
 }
 
 // requestAlgorithms are the signatures that a request may carry: nothing older than SHA-256.
@@ -66,8 +69,48 @@ func ParseRequest(requestPEM []byte) (*Request, error) {
 	if err := csr.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("parse certificate request: its signature does not fit its key: %w", err)
 	}
-	return &Request{key: csr.PublicKey}, nil
+	return &Request{key: csr.PublicKey, csr: csr}, nil
 }
+
+// subjectAltName is the extension that holds names (RFC 5280 4.2.1.6).
+var subjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// uriName is the tag of a URI among the kinds of names (RFC 5280 4.2.1.6).
+const uriName = 6
+
+// Only says what a request asks for besides the identity of who sent it; nil when that is all. It is for authorities that sign what
+// stands in a request: whatever they may copy from it is looked at. Of the subject, an organization may be the trust domain or empty,
+// as sidecars send it: Kubernetes takes organizations and common names of client certificates for groups and users.
+func (r *Request) Only(id Identity) error {
+	c, names := r.csr, 0
+	// The bytes are compared, since the library passes over kinds of names that it does not know.
+	want, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: uriName, Bytes: []byte(id.String())}})
+	if err != nil {
+		return err
+	}
+	for _, e := range c.Extensions {
+		switch {
+		case !e.Id.Equal(subjectAltName):
+			return fmt.Errorf("the request asks for the extension %s: only names are allowed", e.Id)
+		case !bytes.Equal(e.Value, want):
+			return fmt.Errorf("the request asks for the names %v %v %v %v or more: it may ask for %s alone, who sent it",
+				c.URIs, c.DNSNames, c.IPAddresses, c.EmailAddresses, id)
+		}
+		names++
+	}
+	if names != 1 {
+		return fmt.Errorf("the request asks for no name: it must ask for %s, who sent it", id)
+	}
+	for _, name := range c.Subject.Names {
+		if value, ok := name.Value.(string); !ok || !name.Type.Equal(organization) || value != "" && value != id.TrustDomain {
+			return fmt.Errorf("the request asks for the subject %q: leave it empty", c.Subject)
+		}
+	}
+	return nil
+}
+
+// organization is the attribute O of a subject.
+var organization = asn1.ObjectIdentifier{2, 5, 4, 10}
 
 // checkKey holds the list of keys that a workload may have: those that Envoy can serve with.
 func checkKey(key crypto.PublicKey) error {

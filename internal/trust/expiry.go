@@ -27,6 +27,7 @@ type Certificate struct {
 	Object       ref.Ref // where a person looks: the Secret of an authority, the Service of a control plane, the Pod of a workload
 	Subject      string  // "" when it has none
 	Begins, Ends time.Time
+	Elsewhere    bool // somebody else renews it
 }
 
 // The shares of a certificate's life, and the times, from which its end is told. The smaller of the two counts: a root of ten years
@@ -85,6 +86,9 @@ func (c Certificate) detail(left time.Duration) string {
 }
 
 func (c Certificate) hint() string {
+	if c.Elsewhere && c.Use != Workload {
+		return "whoever makes it must renew it, and put what is new where this one stands; it is taken without a restart. `selvage ca status` shows who signs"
+	}
 	switch c.Use {
 	case Root:
 		return "change the root in stages: `selvage ca rotate`, or put a new authority into Secret cacerts; `selvage ca status` shows how far it is"

@@ -13,6 +13,8 @@ const (
 	// RootSecret holds a self-signed root; SelfSigned begins Status.Source when that signs.
 	RootSecret = "istio-ca-secret"
 	SelfSigned = "self-signed"
+	// External begins Status.Source when an authority outside of the control plane signs.
+	External = "external"
 
 	// RequestAnnotation on the Secret of a self-signed root asks for a new root. Its value is anything that was not there before.
 	RequestAnnotation = "selvage/rotate-root"
