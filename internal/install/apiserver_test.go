@@ -214,6 +214,9 @@ func TestUninstallKeepsWhatIsTheUsers(t *testing.T) {
 			t.Errorf("kept is\n%s\nwithout %q", kept, want)
 		}
 	}
+	if strings.Contains(kept, "selvage.io") {
+		t.Errorf("what nobody but Selvage has use for is kept:\n%s", kept)
+	}
 	if _, err := policies.Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
 		t.Errorf("the user's policy is gone: %v", err)
 	}

@@ -3,6 +3,7 @@ package install
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
@@ -47,4 +48,16 @@ func (i *Installer) notHelms(ctx context.Context, o Options) error {
 		}
 	}
 	return nil
+}
+
+// leaveToHelm reports whether Helm has installed the object, which another release of its chart then needs, and writes that down.
+func (r *remover) leaveToHelm(u *unstructured.Unstructured) bool {
+	by := keptByHelm(u)
+	if by == nil {
+		return false
+	}
+	if kept := fmt.Sprintf("%s: Helm's release %s keeps it", describe(u), by.Release); !slices.Contains(r.out.Kept, kept) {
+		r.out.Kept = append(r.out.Kept, kept)
+	}
+	return true
 }

@@ -155,18 +155,6 @@ func (r *remover) removeOwned(ctx context.Context, kind kindRef, selector string
 	return fmt.Errorf("remove %s: they are made again and again: end the control plane outside the cluster, and repeat", kind.Resource)
 }
 
-// leaveToHelm reports whether Helm has installed the object, which another release of its chart then needs, and writes that down.
-func (r *remover) leaveToHelm(u *unstructured.Unstructured) bool {
-	by := keptByHelm(u)
-	if by == nil {
-		return false
-	}
-	if kept := fmt.Sprintf("%s: Helm's release %s keeps it", describe(u), by.Release); !slices.Contains(r.out.Kept, kept) {
-		r.out.Kept = append(r.out.Kept, kept)
-	}
-	return true
-}
-
 // mostRounds bounds how often objects that come back are removed.
 const mostRounds = 10
 
@@ -314,6 +302,7 @@ func (r *remover) removeDefinitions(ctx context.Context, purge bool) error {
 	if err != nil {
 		return err
 	}
+	definitions = slices.DeleteFunc(definitions, func(crd unstructured.Unstructured) bool { return crd.GetDeletionTimestamp() != nil }) // it goes
 	used := make([]bool, len(definitions))
 	if err := each(ctx, definitions, func(ctx context.Context, n int, crd unstructured.Unstructured) error {
 		used[n], err = r.hasResources(ctx, &crd)

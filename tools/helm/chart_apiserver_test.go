@@ -173,6 +173,11 @@ func TestAnUpgradeLeavesAloneWhatTheControlPlaneOwns(t *testing.T) {
 	if _, err := c.at(namespace).Create(t.Context(), namespace, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := c.at(namespace).Delete(context.Background(), namespace.GetName(), metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
 	c.define()
 	objects := c.release("")
 	injector, validator := objects["MutatingWebhookConfiguration /istio-sidecar-injector"], objects["ValidatingWebhookConfiguration /istio-validator-istio-system"]
