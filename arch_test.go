@@ -51,7 +51,7 @@ var mayImport = map[string][]string{
 	"intercept":     {},
 	"agent":         {"pki", "readiness", "trust", "version", "xds/envoy"},
 	"policy":        {"diag", "inject", "probe/verdict", "ref", "revision", "validate"},
-	"policy/live":   {"inject", "policy"},
+	"policy/live":   {"inject", "policy", "revision", "revision/live"},
 	"install":       {"diag", "inject", "policy", "probe/verdict", "ref", "restart", "revision", "validate", "version"},
 	"revision":      {"diag", "inject", "ref"},
 	"revision/live": {"diag", "inject", "revision"},

@@ -115,7 +115,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	injection.changed = watcher.Recheck
+	guards, err := newGuards(clients, o, injection.config, log)
+	if err != nil {
+		return err
+	}
+	injection.changed = func() { watcher.Recheck(); guards.recheck() }
 	validation, err := probe.NewValidation(probe.ValidationConfig{
 		Istio: istio, Namespace: o.namespace, Revision: o.revision, Registerer: metrics, Log: log,
 	})
@@ -192,6 +196,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		work.Go(func() error { return watcher.Run(ctx) })
 		work.Go(func() error { return injection.lead(ctx) })
 		work.Go(func() error { return self.run(ctx) })
+		work.Go(func() error { return guards.revision.Run(ctx) })
 		return work.Wait()
 	})
 	lead("selvage-roots", map[string]string{}, func(ctx context.Context) error { // what all revisions share
@@ -201,6 +206,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		}
 		work.Go(func() error { return rotation.Run(ctx) })
 		work.Go(func() error { return staleness.Run(ctx) })
+		work.Go(func() error { return guards.shared.Run(ctx) })
 		return work.Wait()
 	})
 	err = work.Wait()

@@ -33,6 +33,7 @@ type installFlags struct {
 	policies   string
 	requests   map[string]string
 	limits     map[string]string
+	guards     []string
 	setDefault bool
 	dryRun     bool
 	diff       bool
@@ -98,6 +99,7 @@ func (a *app) installCommand() *cobra.Command {
 	f.StringVar(&o.StatusAddress, "status-address", "", "HOST:PORT where status finds a control plane outside the cluster (default: where its Service leads)")
 	f.BoolVar(&o.SkipCRDs, "skip-crds", false, "use the custom resource definitions of Istio's API that the cluster has")
 	f.BoolVar(&o.HeldWebhooks, "held-webhooks", o.HeldWebhooks, "let the API server keep the caBundle of the webhooks right (from Kubernetes 1.36)")
+	f.StringSliceVar(&flags.guards, "guard", nil, "GUARD=MODE: Off, Warn (the default), Audit or Deny for the guard meshed, in-use, labels or all; may be repeated")
 	f.StringVar(&flags.policies, "mutating-policies", o.MutatingPolicies, "with --dry-run -o: version of MutatingAdmissionPolicy in what is printed: v1, v1beta1 or none")
 	f.BoolVar(&flags.dryRun, "dry-run", false, "change nothing: show what would change, or with -o yaml or json print the objects")
 	f.BoolVar(&flags.diff, "diff", false, "change nothing: show what would change, with -o yaml or json for a program")
@@ -147,10 +149,13 @@ func (a *app) installOptions(cmd *cobra.Command, flags *installFlags) error {
 		}
 		o.MeshConfig = data
 	}
+	var err error
+	if o.Guards, err = o.Guards.With(flags.guards); err != nil {
+		return usage(err)
+	}
 	if o.MutatingPolicies = flags.policies; flags.policies == "none" {
 		o.MutatingPolicies = ""
 	}
-	var err error
 	if o.Resources.Requests, err = quantities("requests", flags.requests); err != nil {
 		return usage(err)
 	}

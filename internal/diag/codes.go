@@ -61,6 +61,11 @@ const (
 	// ProbeFailed marks a probe that told nothing.
 	ProbeFailed Code = "SEL0069"
 
+	// NotMeshed marks a pod that asks for a sidecar and has none at the end of admission.
+	NotMeshed Code = "SEL0070"
+	// RevisionInUse marks the deletion of what a revision's users hang on.
+	RevisionInUse Code = "SEL0071"
+
 	// CertificateExpires marks a certificate that has expired or will soon.
 	CertificateExpires Code = "SEL0050"
 	// RotationBlocked marks a change of the root that waits for somebody for long.

@@ -97,6 +97,11 @@ func (c *Config) decideUndecided(pod *corev1.Pod) Verdict {
 	return Verdict{Reason: PolicyDisabled, Detail: "the injection policy is disabled and the pod does not ask for a sidecar"}
 }
 
+// Undecided is how pods are decided about that say nothing themselves: never before always before enabled.
+func (c *Config) Undecided() (enabled bool, never, always []labels.Selector) {
+	return c.enabled, slices.Clone(c.never), slices.Clone(c.always)
+}
+
 // wish is what a pod says about its sidecar, and where. Only "true" and "false" are words, in lower case, as in Istio
 // 1.31 and in the selectors of the webhooks; anything else is as if nothing was said.
 type wish struct{ value, where string }

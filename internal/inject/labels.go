@@ -27,6 +27,33 @@ var lookalikes = []struct {
 	{label.IoIstioRev.Name, false, true, false, false}, // injection itself notes the revision in an annotation of the pod
 }
 
+// NamespaceLookalikes are the keys of labels and of annotations of a namespace that people write in the belief that they say something
+// about injection, and that do not.
+func NamespaceLookalikes() (labels, annotations []string) {
+	for _, l := range lookalikes {
+		if l.namespaceLabel {
+			labels = append(labels, l.key)
+		}
+		if l.namespaceAnnotation {
+			annotations = append(annotations, l.key)
+		}
+	}
+	return labels, annotations
+}
+
+// PodLookalikes are those of a pod.
+func PodLookalikes() (labels, annotations []string) {
+	for _, l := range lookalikes {
+		if l.podLabel {
+			labels = append(labels, l.key)
+		}
+		if l.podAnnotation {
+			annotations = append(annotations, l.key)
+		}
+	}
+	return labels, annotations
+}
+
 // labelProblems are what is wrong with the labels of a namespace and a pod, in a fixed order.
 func (a *Admission) labelProblems(ns *corev1.Namespace, pod *corev1.Pod) (out []diag.Problem) {
 	out = append(out, a.NamespaceProblems(ns)...)

@@ -177,7 +177,7 @@ func (i *Installer) prune(ctx context.Context, o Options, wanted []*unstructured
 			i.say("  %s removed: no longer part of this installation", describe(&u))
 		}
 	}
-	return nil
+	return i.prunePolicies(ctx, o, keep)
 }
 
 // copied reports whether a controller of Kubernetes made the object and only copied our labels onto it.

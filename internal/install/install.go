@@ -99,6 +99,8 @@ type Options struct {
 
 	// HeldWebhooks lets the API server put the right caBundle into every write of the revision's webhooks, by an admission policy.
 	HeldWebhooks bool
+	// Guards are the admission policies that look for what harms a mesh.
+	Guards policy.Guards
 	// MutatingPolicies is the version of MutatingAdmissionPolicy that is rendered: v1, v1beta1, or "" for a cluster that has none. An
 	// Installer takes what the API server serves.
 	MutatingPolicies string
@@ -107,7 +109,7 @@ type Options struct {
 // Default gives the options of a plain installation of one release.
 func Default(version string) Options {
 	o := Options{Version: version, Replicas: 2, ClusterID: "Kubernetes", PullPolicy: "IfNotPresent",
-		HeldWebhooks: true, MutatingPolicies: policy.MutatingVersions[0]}
+		HeldWebhooks: true, Guards: policy.DefaultGuards(), MutatingPolicies: policy.MutatingVersions[0]}
 	return o.WithImages("docker.io/selvage", version)
 }
 

@@ -22,7 +22,8 @@ func (o Options) policies() (out []runtime.Object) {
 	if o.holdsWebhooks() {
 		out = append(out, policy.Held(o.revision())...)
 	}
-	return out
+	out = append(out, o.Guards.Shared(Namespace)...)
+	return append(out, o.Guards.OfRevision(o.revision(), Namespace)...)
 }
 
 // callers counts the objects by which the API server calls the control plane. They are the last that are rendered and applied.
@@ -43,6 +44,9 @@ func (o Options) policyAccess() []runtime.Object {
 	if o.holdsWebhooks() {
 		grants = append(grants, grant{"the root that the API server puts into webhooks", policy.ParameterKind.Group,
 			policy.ParameterResource.Resource, policy.HeldName(o.revision()), "get watch patch"})
+	}
+	for _, name := range o.Guards.Parameters(o.revision()) {
+		grants = append(grants, grant{"what the guards look at", policy.ParameterKind.Group, policy.ParameterResource.Resource, name, "get watch patch"})
 	}
 	if len(grants) == 0 {
 		return nil
@@ -122,6 +126,40 @@ func (r *remover) removePolicies(ctx context.Context, selector string) error {
 		}
 		if err := r.removeOwned(ctx, kind, selector); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// prunePolicies removes the policies of this revision that an earlier installation had and this one has not, and those that all revisions
+// share: the last installation decides about these.
+func (i *Installer) prunePolicies(ctx context.Context, o Options, keep map[string]bool) error {
+	wanted := []kindRef{policyBindings, policies, parameters}
+	if version, err := i.mutatingVersion(); err != nil {
+		return err
+	} else if version != "" {
+		wanted = append(wanted, mutatingPolicyBindings(version), mutatingPolicies(version))
+	}
+	for _, kind := range wanted {
+		if served, err := i.serves(kind); err != nil || !served {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		old, err := i.owned(ctx, kind, "")
+		if err != nil {
+			return err
+		}
+		for _, u := range old {
+			mine := revisionOf(&u) == o.revision() || slices.Contains(policy.SharedNames, u.GetName())
+			if !mine || keep[describe(&u)] || keptByHelm(&u) != nil {
+				continue
+			}
+			if err := i.remove(ctx, kind, &u); err != nil {
+				return err
+			}
+			i.say("  %s removed: no longer part of this installation", describe(&u))
 		}
 	}
 	return nil

@@ -202,8 +202,11 @@ func (r *remover) drop(ctx context.Context, kind kindRef, u *unstructured.Unstru
 
 // remove deletes the very object that was seen; that it is gone already is fine.
 func (i *Installer) remove(ctx context.Context, kind kindRef, u *unstructured.Unstructured) error {
-	foreground, uid := metav1.DeletePropagationForeground, u.GetUID()
-	options := metav1.DeleteOptions{PropagationPolicy: &foreground}
+	how, uid := metav1.DeletePropagationForeground, u.GetUID()
+	if kind == parameters { // nothing hangs on one, and the garbage collector learns of a new kind only after half a minute
+		how = metav1.DeletePropagationBackground
+	}
+	options := metav1.DeleteOptions{PropagationPolicy: &how}
 	if uid != "" {
 		options.Preconditions = &metav1.Preconditions{UID: &uid}
 	}

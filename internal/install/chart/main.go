@@ -47,6 +47,9 @@ var choices = []string{
 	`.Values.setDefault`,
 	`.Values.everyNamespace`,
 	`$mutating`,
+	`$meshed`,
+	`$inUse`,
+	`$labels`,
 }
 
 // choose gives the options of one set of choices; ok is false when they exclude each other, and the chart refuses them.
@@ -58,6 +61,12 @@ func choose(yes []bool) (o install.Options, ok bool) {
 	}
 	if held {
 		o.HeldWebhooks, o.MutatingPolicies = true, policy.MutatingVersions[0]
+	}
+	o.Guards = policy.Guards{}
+	for i, guard := range policy.AllGuards {
+		if o.Guards[guard] = policy.Off; yes[4+i] {
+			o.Guards[guard] = policy.Warn
+		}
 	}
 	if !isDefault {
 		o.Revision = revisionWord

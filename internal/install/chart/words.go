@@ -31,6 +31,7 @@ const (
 	nativeWord     = "nativestandin"
 	policyWord     = "policystandin."
 	mutatingWord   = "mutatingstandin"
+	modeWord       = "modestandin."
 	replicasNumber = 424242
 )
 
@@ -49,6 +50,9 @@ const head = "{{- /* " + mark + ` */ -}}
 {{- $proxy := include "selvage.proxy" . | fromJson }}
 {{- $mutating := include "selvage.mutatingPolicies" . }}
 {{- $policies := include "selvage.policies" . | fromJson }}
+{{- $meshed := not (has (toString .Values.guards.meshed) (list "Off" "false")) }}
+{{- $inUse := not (has (toString (index .Values.guards "in-use")) (list "Off" "false")) }}
+{{- $labels := not (has (toString .Values.guards.labels) (list "Off" "false")) }}
 `
 
 // text is an object as YAML with stand-ins, on lines that are never folded.
@@ -95,6 +99,12 @@ func standIn(u *unstructured.Unstructured) error {
 		return unstructured.SetNestedSlice(u.Object, containers, "spec", "template", "spec", "containers")
 	case policy.Mutating, policy.MutatingBinding: // every version has the same fields
 		u.SetAPIVersion(u.GroupVersionKind().Group + "/" + mutatingWord)
+	case policy.ValidatingBinding:
+		for _, guard := range policy.AllGuards {
+			if strings.HasPrefix(u.GetName(), "selvage-guard-"+string(guard)) {
+				return unstructured.SetNestedStringSlice(u.Object, []string{modeWord + string(guard)}, "spec", "validationActions")
+			}
+		}
 	case "ValidatingWebhookConfiguration":
 		for _, entry := range u.Object["webhooks"].([]any) {
 			e := entry.(map[string]any)
@@ -111,6 +121,7 @@ func expressions(text string) (string, error) {
 	text = strings.ReplaceAll(text, "resources: "+resourcesWord, "resources: {{ toJson .Values.resources }}")
 	text = regexp.MustCompile(`failurePolicy: `+regexp.QuoteMeta(policyWord)+`(\S+)`).
 		ReplaceAllString(text, `failurePolicy: {{ index $$policies "$1" | default "Ignore" }} # the control plane's once it is there`)
+	text = regexp.MustCompile(regexp.QuoteMeta(modeWord)+`(\S+)`).ReplaceAllString(text, `{{ index .Values.guards "$1" }}`)
 	text = regexp.MustCompile(`(?m)^ *- --log-level=`+levelWord+"\n").ReplaceAllStringFunc(text, func(line string) string {
 		return "{{- if .Values.logLevel }}\n" + line + "{{- end }}\n"
 	})

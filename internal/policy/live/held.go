@@ -206,7 +206,7 @@ func (h *Held) hold(ctx, leading context.Context, root []byte) (policy.State, <-
 	if err != nil {
 		return policy.NotKept(h.config.Revision, err), nil
 	}
-	changed := h.follow(leading, parameter)
+	changed := follow(leading, h.config.Dynamic, parameter)
 	until := time.Now().Add(settle)
 	for {
 		got, asked, err := h.dryRun(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 
 	"istio.io/api/label"
 
@@ -65,8 +67,8 @@ func (h *Held) dryRun(ctx context.Context) (stored []byte, asked string, err err
 
 // follow gives a channel that is closed when the parameter is another one than that, or the watch ends, which is as good a reason to
 // look again.
-func (h *Held) follow(ctx context.Context, parameter *unstructured.Unstructured) <-chan struct{} {
-	events, err := h.config.Dynamic.Resource(policy.ParameterResource).Watch(ctx, metav1.ListOptions{
+func follow(ctx context.Context, client dynamic.Interface, parameter *unstructured.Unstructured) <-chan struct{} {
+	events, err := client.Resource(policy.ParameterResource).Watch(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", parameter.GetName()).String(), ResourceVersion: parameter.GetResourceVersion(),
 	})
 	if err != nil {
@@ -78,7 +80,7 @@ func (h *Held) follow(ctx context.Context, parameter *unstructured.Unstructured)
 		defer events.Stop()
 		for e := range events.ResultChan() {
 			u, ok := e.Object.(*unstructured.Unstructured)
-			if e.Type == watch.Bookmark || ok && e.Type != watch.Deleted && bundleOf(u) == bundleOf(parameter) {
+			if e.Type == watch.Bookmark || ok && e.Type != watch.Deleted && reflect.DeepEqual(u.Object["spec"], parameter.Object["spec"]) {
 				continue
 			}
 			return
