@@ -436,7 +436,7 @@ func untouched(t *testing.T, planes ...*plane) {
 	<-time.After(rest)
 	for i, p := range planes {
 		if after := p.since(before[i]); len(after) > 0 {
-			t.Errorf("%s wrote %v in %s", p.revision, after, rest)
+			t.Errorf("%s wrote %v in %s: see its Events among these\n%s", p.revision, after, rest, p.lab.kubectl(t, "get", "events", "-A"))
 		}
 		t.Logf("%s: writes up to rest %v, in %s of rest %v and leases", p.revision, before[i], rest, p.since(before[i]))
 	}

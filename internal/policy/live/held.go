@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -204,7 +205,7 @@ func (h *Held) hold(ctx, leading context.Context, root []byte) (policy.State, <-
 		}
 	}
 	if err != nil {
-		return policy.NotKept(h.config.Revision, err), nil
+		return h.notKept(ctx, err), nil
 	}
 	changed := follow(leading, h.config.Dynamic, parameter)
 	until := time.Now().Add(settle)
@@ -226,6 +227,17 @@ func (h *Held) hold(ctx, leading context.Context, root []byte) (policy.State, <-
 		case <-time.After(between):
 		}
 	}
+}
+
+// notKept is the state when the parameter cannot be read or written. An installation without held webhooks grants nothing on it, and
+// who has no right is not told whether there is one: then the dry run says whether a policy is at work.
+func (h *Held) notKept(ctx context.Context, err error) policy.State {
+	if apierrors.IsForbidden(err) {
+		if got, _, failed := h.dryRun(ctx); failed == nil && len(got) == 0 {
+			err = apierrors.NewNotFound(policy.ParameterResource.GroupResource(), policy.HeldName(h.config.Revision))
+		}
+	}
+	return policy.NotKept(h.config.Revision, err)
 }
 
 func bundleOf(parameter *unstructured.Unstructured) string {
