@@ -308,19 +308,23 @@ func (r *remover) removeDefinitions(ctx context.Context, purge bool) error {
 	definitions = slices.DeleteFunc(definitions, func(crd unstructured.Unstructured) bool { return crd.GetDeletionTimestamp() != nil }) // it goes
 	used := make([]bool, len(definitions))
 	if err := each(ctx, definitions, func(ctx context.Context, n int, crd unstructured.Unstructured) error {
-		used[n], err = r.hasResources(ctx, &crd)
+		has, err := r.hasResources(ctx, &crd)
+		used[n] = has
 		return err
 	}); err != nil {
 		return err
 	}
 	if !purge && slices.Contains(used, true) {
+		others := 0
 		for n, crd := range definitions {
 			if used[n] {
 				r.out.Kept = append(r.out.Kept, describe(&crd)+": resources of this kind exist; --purge removes both")
+			} else {
+				others++
 			}
 		}
-		if count := len(definitions) - len(r.out.Kept); count > 0 {
-			r.out.Kept = append(r.out.Kept, fmt.Sprintf("the %d other custom resource definitions, for the same reason", count))
+		if others > 0 {
+			r.out.Kept = append(r.out.Kept, fmt.Sprintf("the %d other custom resource definitions, for the same reason", others))
 		}
 		return nil
 	}
@@ -330,7 +334,7 @@ func (r *remover) removeDefinitions(ctx context.Context, purge bool) error {
 		}
 	}
 	if len(definitions) > 0 {
-		r.say("  %d CustomResourceDefinitions of Istio's API", len(definitions))
+		r.say("  %d CustomResourceDefinitions", len(definitions))
 	}
 	if r.dryRun {
 		return nil

@@ -2,6 +2,7 @@ package helm
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ func renderIn(e engine.Engine, values, namespace string, capabilities *common.Ca
 	if err != nil {
 		return nil, err
 	}
-	files, err := e.Render(c, all)
+	files, err := e.RenderWithContext(context.Background(), c, all)
 	if err != nil {
 		return nil, err
 	}
