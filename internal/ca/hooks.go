@@ -50,7 +50,7 @@ func (r *Rotation) webhooks(ctx context.Context, s state, w trust.Wanted) (trust
 func (a *Authority) hooks(ctx context.Context) (hooks []hook, err error) {
 	add := func(kind admission.Kind, c metav1.Object, entry string, client admissionv1.WebhookClientConfig) {
 		labels := c.GetLabels()
-		hooks = append(hooks, hook{kind: kind, config: c.GetName(), revision: labels[label.IoIstioRev.Name], ours: labels[ownerLabel] == owner,
+		hooks = append(hooks, hook{kind: kind, config: c.GetName(), revision: labels[label.IoIstioRev.Name], ours: labels[markLabel] == owner || labels[ownerLabel] == owner,
 			entry: entry, bundle: client.CABundle})
 	}
 	client := a.config.Kubernetes.AdmissionregistrationV1()

@@ -6,10 +6,35 @@ import (
 	"testing"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
 	"github.com/selvage-mesh/selvage/internal/admission"
 	"github.com/selvage-mesh/selvage/internal/pki"
 	"github.com/selvage-mesh/selvage/internal/trust"
 )
+
+// TestWhoseWebhooksCount: those that Helm manages are ours by the mark that an installation puts on them.
+func TestWhoseWebhooksCount(t *testing.T) {
+	c := func(name, rev string, labels map[string]string) *admissionv1.MutatingWebhookConfiguration {
+		labels["istio.io/rev"] = rev
+		return &admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
+			Webhooks: []admissionv1.MutatingWebhook{{Name: "namespace.sidecar-injector.istio.io"}}}
+	}
+	a := newAuthority(t, versioned(fake.NewClientset(c("helm", "a", map[string]string{"selvage/owner": "selvage", "app.kubernetes.io/managed-by": "Helm"}),
+		c("cli", "b", map[string]string{"app.kubernetes.io/managed-by": "selvage"}), c("istio", "c", map[string]string{"app.kubernetes.io/managed-by": "Helm"}))), nil)
+	want := map[string]bool{"helm": true, "cli": true, "istio": false}
+	for _, h := range must(a.hooks(t.Context()))(t) {
+		if h.ours != want[h.config] {
+			t.Errorf("%s: ours %v", h.config, h.ours)
+		}
+		delete(want, h.config)
+	}
+	if len(want) > 0 {
+		t.Errorf("not seen: %v", want)
+	}
+}
 
 // TestWhichWebhooksHoldAStage: those that a control plane of Selvage keeps, whatever they hold now, and those that trust a root of ours.
 func TestWhichWebhooksHoldAStage(t *testing.T) {

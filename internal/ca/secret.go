@@ -24,6 +24,7 @@ const (
 	secretType = corev1.SecretType("istio.io/ca-root")
 
 	ownerLabel   = "app.kubernetes.io/managed-by"
+	markLabel    = "selvage/owner" // on what an installation has made, whatever tool has applied it
 	owner        = "selvage"
 	fieldManager = "selvage-ca"
 )

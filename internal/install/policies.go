@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -37,20 +38,11 @@ func (o Options) served(u *unstructured.Unstructured) *unstructured.Unstructured
 	return u
 }
 
-// policyAccess lets the control plane keep its parameters: these objects, which are there already, and no other. It can neither make
-// one nor change what a policy does.
+// policyAccess lets the control plane keep its parameters: these objects, which an installation makes where they are wanted, and no other.
+// It can neither make one nor change what a policy does. It may look for them everywhere, so that it can tell that there are none.
 func (o Options) policyAccess() []runtime.Object {
-	var grants []grant
-	if o.holdsWebhooks() {
-		grants = append(grants, grant{"the root that the API server puts into webhooks", policy.ParameterKind.Group,
-			policy.ParameterResource.Resource, policy.HeldName(o.revision()), "get watch patch"})
-	}
-	for _, name := range o.Guards.Parameters(o.revision()) {
-		grants = append(grants, grant{"what the guards look at", policy.ParameterKind.Group, policy.ParameterResource.Resource, name, "get watch patch"})
-	}
-	if len(grants) == 0 {
-		return nil
-	}
+	grants := []grant{{"what the API server puts into webhooks, and what the guards look at", policy.ParameterKind.Group, policy.ParameterResource.Resource,
+		strings.Join([]string{policy.HeldName(o.revision()), policy.MeshedName(o.revision()), policy.RevisionsName}, " "), "get watch patch"}}
 	name := o.clusterRole() + "-policies"
 	return []runtime.Object{
 		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(name), Rules: rules(grants)},

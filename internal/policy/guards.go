@@ -116,17 +116,6 @@ func (g Guards) Shared(own string) (out []runtime.Object) {
 	return out
 }
 
-// Parameters are the names of the parameters that a revision's control plane keeps.
-func (g Guards) Parameters(rev string) (names []string) {
-	if g.on(MeshedGuard) {
-		names = append(names, MeshedName(rev))
-	}
-	if len(g.Shared("")) > 0 {
-		names = append(names, RevisionsName)
-	}
-	return names
-}
-
 // guard is a policy with its parameter, and its binding. It fails open: an expression that fails lets the write through, and so does a
 // parameter that is not there.
 func guard(meta metav1.ObjectMeta, param string, mode Mode, spec admissionv1.ValidatingAdmissionPolicySpec) []runtime.Object {

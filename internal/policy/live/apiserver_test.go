@@ -38,6 +38,23 @@ import (
 
 // These tests change the cluster of SELVAGE_TEST_KUBECONFIG, a real API server that serves MutatingAdmissionPolicy; they need no node.
 
+// TestWithoutPolicies: an installation without any, as on an API server that has none, is no reason to tell anybody.
+func TestWithoutPolicies(t *testing.T) {
+	m := newMesh(t, func(o *install.Options) { o.HeldWebhooks, o.Guards = false, nil })
+	source := &roots{}
+	root := source.renew(t)
+	c := m.start(source)
+	if s := c.until(policy.NotInstalled); s.Wrong() {
+		t.Errorf("it is told as wrong: %+v", s)
+	}
+	m.eventually("the reconciler works without it", func() string { return m.allHave(root) })
+	select {
+	case e := <-c.events:
+		t.Errorf("an Event: %s", e)
+	default:
+	}
+}
+
 // mesh is an installation of one revision whose control plane does not run, and clients of a person who may do anything.
 type mesh struct {
 	*testing.T

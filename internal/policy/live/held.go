@@ -125,7 +125,7 @@ func (h *Held) release(root []byte) {
 func (h *Held) Lead(ctx context.Context) error {
 	h.setLeading(ctx)
 	<-ctx.Done()
-	h.setLeading(nil)
+	h.setLeading(ctx) // which has ended
 	h.gauge.Set(0)
 	return nil
 }
@@ -170,7 +170,9 @@ func (h *Held) Run(ctx context.Context) error {
 		if leading.Err() == nil && ctx.Err() == nil {
 			h.tell(state)
 		}
-		if !state.Held {
+		if state.Held {
+			wait = firstRetry
+		} else {
 			again, wait = wait, min(2*wait, longestRetry)
 		}
 		select {
