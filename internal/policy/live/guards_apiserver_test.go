@@ -117,10 +117,15 @@ func (m *mesh) parameter(name string) map[string]any {
 // namespaceOf makes one with labels, which goes with the test.
 func (m *mesh) namespaceOf(labels map[string]string) *corev1.Namespace {
 	m.Helper()
-	ns, err := m.client.CoreV1().Namespaces().Create(m.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "selvage-test-", Labels: labels}}, metav1.CreateOptions{})
-	if err != nil {
-		m.Fatal(err)
-	}
+	var ns *corev1.Namespace
+	m.eventually("a namespace", func() string { // a guard that was just taken away may refuse it for a second
+		made, err := m.client.CoreV1().Namespaces().Create(m.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "selvage-test-", Labels: labels}}, metav1.CreateOptions{})
+		if err != nil {
+			return err.Error()
+		}
+		ns = made
+		return ""
+	})
 	m.Cleanup(func() {
 		_ = m.client.CoreV1().Namespaces().Delete(context.Background(), ns.Name, metav1.DeleteOptions{})
 	})
