@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -115,14 +116,17 @@ func (w *Webhooks) write(ctx context.Context, patch admission.Patch) error {
 	return overruled(patch, stored)
 }
 
+// errOverruled is told when a policy has changed what was written.
+var errOverruled = errors.New("the API server has stored another caBundle than was written: an admission policy overrules it " +
+	"(kubectl get mutatingadmissionpolicies; SEL0046)")
+
 // overruled is the error of a write that an admission policy has changed on its way: one of ours whose API server has not heard of a
 // new bundle yet, or somebody else's. No event may follow, so the write has to be tried again.
 func overruled(patch admission.Patch, stored admission.Configuration) error {
 	for _, d := range patch.Entries {
 		for _, e := range stored.Entries {
 			if e.Name == d.Name && d.Bundle != admission.Right && !bytes.Equal(e.CABundle, patch.CABundle) {
-				return fmt.Errorf("the API server has stored another caBundle than was written: an admission policy overrules it "+
-					"(kubectl get mutatingadmissionpolicies; SEL0046), entry %s", e.Name)
+				return fmt.Errorf("%w, entry %s", errOverruled, e.Name)
 			}
 		}
 	}

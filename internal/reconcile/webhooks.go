@@ -297,7 +297,10 @@ func (l *webhookLoop) replaced(patch admission.Patch) bool {
 
 func (l *webhookLoop) failed(key admission.Key, err error) {
 	reason := string(apierrors.ReasonForError(err))
-	if reason == "" {
+	switch {
+	case errors.Is(err, errOverruled):
+		reason = "overruled"
+	case reason == "":
 		reason = "unreachable"
 	}
 	l.metrics.retries.WithLabelValues(key.Name, reason).Inc()

@@ -207,7 +207,13 @@ func (h *Held) hold(ctx, leading context.Context, root []byte) (policy.State, <-
 		}
 	}
 	if err != nil {
-		return h.notKept(ctx, err), nil
+		state := h.notKept(ctx, err)
+		if !apierrors.IsNotFound(err) {
+			return state, nil
+		}
+		missing := &unstructured.Unstructured{} // whoever makes it again may put anything into it
+		missing.SetName(name)
+		return state, follow(leading, h.config.Dynamic, missing)
 	}
 	changed := follow(leading, h.config.Dynamic, parameter)
 	until := time.Now().Add(settle)

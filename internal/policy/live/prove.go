@@ -78,12 +78,16 @@ func follow(ctx context.Context, client dynamic.Interface, parameter *unstructur
 	go func() {
 		defer close(changed)
 		defer events.Stop()
-		for e := range events.ResultChan() {
-			u, ok := e.Object.(*unstructured.Unstructured)
-			if e.Type == watch.Bookmark || ok && e.Type != watch.Deleted && reflect.DeepEqual(u.Object["spec"], parameter.Object["spec"]) {
-				continue
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case e, more := <-events.ResultChan():
+				u, ok := e.Object.(*unstructured.Unstructured)
+				if !more || e.Type != watch.Bookmark && !(ok && e.Type != watch.Deleted && reflect.DeepEqual(u.Object["spec"], parameter.Object["spec"])) {
+					return
+				}
 			}
-			return
 		}
 	}()
 	return changed
