@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"istio.io/api/label"
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/yaml"
@@ -47,7 +48,7 @@ type selfProbe struct {
 	restarts *restart.Restarter
 }
 
-func newSelfProbe(client kubernetes.Interface, o options, events record.EventRecorder, metrics prometheus.Registerer, log *slog.Logger) (*selfProbe, error) {
+func newSelfProbe(client kubernetes.Interface, istio istioclient.Interface, o options, events record.EventRecorder, metrics prometheus.Registerer, log *slog.Logger) (*selfProbe, error) {
 	status, err := kube.NewStatus(kube.StatusConfig{
 		Kubernetes: client, Namespace: o.namespace, Name: inject.ObjectName(statusConfigMap, o.revision), Log: log,
 		Labels: map[string]string{"app.kubernetes.io/managed-by": "selvage", label.IoIstioRev.Name: o.revision},
@@ -56,7 +57,7 @@ func newSelfProbe(client kubernetes.Interface, o options, events record.EventRec
 		return nil, err
 	}
 	prober, err := probe.New(probe.Config{
-		Kubernetes: client, Namespace: o.namespace, Revision: o.revision, All: o.probeAll, Status: status, Events: events, Registerer: metrics, Log: log,
+		Kubernetes: client, Istio: istio, Namespace: o.namespace, Revision: o.revision, All: o.probeAll, Status: status, Events: events, Registerer: metrics, Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -25,7 +25,6 @@ import (
 	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/podwatch"
 	policylive "github.com/selvage-mesh/selvage/internal/policy/live"
-	"github.com/selvage-mesh/selvage/internal/probe"
 	"github.com/selvage-mesh/selvage/internal/reconcile"
 	"github.com/selvage-mesh/selvage/internal/revision"
 	"github.com/selvage-mesh/selvage/internal/revision/live"
@@ -105,7 +104,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	self, err := newSelfProbe(client, o, recorder, metrics, log)
+	self, err := newSelfProbe(client, istio, o, recorder, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -120,12 +119,6 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	injection.changed = func() { watcher.Recheck(); guards.recheck() }
-	validation, err := probe.NewValidation(probe.ValidationConfig{
-		Istio: istio, Namespace: o.namespace, Revision: o.revision, Registerer: metrics, Log: log,
-	})
-	if err != nil {
-		return err
-	}
 	held, err := policylive.NewHeld(policylive.HeldConfig{
 		Kubernetes: client, Dynamic: clients.own, Manager: reconcile.BundleManager, Revision: o.revision, Roots: authority,
 		Report: self.held, Events: recorder, Registerer: metrics, Log: log,
@@ -134,7 +127,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	webhooks, err := reconcile.NewWebhooks(reconcile.WebhooksConfig{
-		Kubernetes: client, Revision: o.revision, Roots: held, Validation: validation, Expected: o.expectedWebhooks(),
+		Kubernetes: client, Revision: o.revision, Roots: held, Validation: self.prober, Expected: o.expectedWebhooks(),
 		Events: recorder, Registerer: metrics, Log: log,
 	})
 	if err != nil {
@@ -192,7 +185,6 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		work, ctx := errgroup.WithContext(ctx)
 		work.Go(func() error { return held.Lead(ctx) })
 		work.Go(func() error { return webhooks.Lead(ctx) })
-		work.Go(func() error { return validation.Run(ctx) })
 		work.Go(func() error { return watcher.Run(ctx) })
 		work.Go(func() error { return injection.lead(ctx) })
 		work.Go(func() error { return self.run(ctx) })

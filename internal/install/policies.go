@@ -28,7 +28,7 @@ func (o Options) policies() (out []runtime.Object) {
 }
 
 // callers counts the objects by which the API server calls the control plane. They are the last that are rendered and applied.
-func (o Options) callers() int { return len(o.webhooks()) + 1 }
+func (o Options) callers() int { return len(o.webhooks()) + 2 }
 
 // served puts the version of MutatingAdmissionPolicy that the cluster has into an object. Both have the same fields.
 func (o Options) served(u *unstructured.Unstructured) *unstructured.Unstructured {

@@ -46,7 +46,6 @@ func (o Options) namespaceGrants() []grant {
 		{"say what works and what does not", "core", "configmaps", o.Name(StatusConfigMap), "list watch patch"},
 		{"show how far a change of the root is", "core", "configmaps", rotationName, "get patch"},
 		{"begin to show that, and to keep what was removed", "core", "configmaps", "", "create"},
-		{"prove by dry runs that an invalid object is refused", "networking.istio.io", "gateways", "", "create"},
 		{"is a revision's control plane gone", "apps", "deployments", "", "list"},
 		{"is a revision's control plane gone", "coordination.k8s.io", "leases", "", "list"},
 		{"keep webhooks that were removed, to bring them back", "core", "configmaps", removedWebhooks, "get update delete"},

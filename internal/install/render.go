@@ -52,7 +52,7 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 	for _, c := range o.webhooks() {
 		typed = append(typed, c)
 	}
-	typed = append(typed, o.validator())
+	typed = append(typed, o.probeValidator(), o.validator())
 
 	objects := make([]*unstructured.Unstructured, 0, len(typed)+16)
 	for _, object := range typed {

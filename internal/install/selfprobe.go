@@ -3,6 +3,7 @@ package install
 import (
 	"context"
 	"slices"
+	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +14,7 @@ import (
 
 	"istio.io/api/label"
 
+	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
 )
 
@@ -26,6 +28,7 @@ const dryRunsOnly = "selvage-probe-dry-run-only"
 // to run anything, and RBAC cannot narrow it to dry runs.
 var probeGrants = []grant{
 	{"prove by dry runs that pods get sidecars", "core", "pods", "", "create"},
+	{"prove by dry runs that an invalid object is refused", "networking.istio.io", "gateways", "", "create"},
 }
 
 // probeNamespace is where the control plane makes its dry runs, shared by all revisions. Nothing is ever created in it, so PodSecurity
@@ -36,7 +39,7 @@ func probeNamespace() *corev1.Namespace {
 	return ns
 }
 
-// dryRunPolicy refuses, in the probe's namespace, every pod that is not a dry run's.
+// dryRunPolicy refuses, in the probe's namespace, everything that the control plane may create there, unless it is a dry run.
 func dryRunPolicy() []runtime.Object {
 	fail, equivalent, namespaced := admissionv1.Fail, admissionv1.Equivalent, admissionv1.NamespacedScope
 	v1 := admissionv1.SchemeGroupVersion.String()
@@ -50,7 +53,7 @@ func dryRunPolicy() []runtime.Object {
 					NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: verdict.Namespace}},
 					ResourceRules: []admissionv1.NamedRuleWithOperations{{RuleWithOperations: admissionv1.RuleWithOperations{
 						Operations: []admissionv1.OperationType{admissionv1.Create},
-						Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"*"}, Resources: []string{"pods"}, Scope: &namespaced},
+						Rule:       admissionv1.Rule{APIGroups: []string{"", "networking.istio.io"}, APIVersions: []string{"*"}, Resources: []string{"pods", "gateways"}, Scope: &namespaced},
 					}}},
 				},
 				Validations: []admissionv1.Validation{{
@@ -77,6 +80,13 @@ func (o Options) probeAccess() []runtime.Object {
 		&rbacv1.Role{TypeMeta: rbacType("Role"), ObjectMeta: meta, Rules: rules(probeGrants)},
 		&rbacv1.RoleBinding{TypeMeta: rbacType("RoleBinding"), ObjectMeta: meta, RoleRef: roleRef("Role", meta.Name), Subjects: subject(account)},
 	}
+}
+
+// probeValidator is the probe's own validating webhook.
+func (o Options) probeValidator() *admissionv1.ValidatingWebhookConfiguration {
+	c := verdict.Validating(o.revision(), inject.Endpoint{Namespace: Namespace, Service: o.Name(appName), URL: strings.TrimSuffix(o.WebhookURL, "/")})
+	c.Labels[OwnerLabel] = Owner
+	return c
 }
 
 // withoutPolicies leaves out the ValidatingAdmissionPolicies where the API server has none (before Kubernetes 1.30), and with them the

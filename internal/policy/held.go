@@ -21,7 +21,7 @@ func HeldName(revision string) string { return inject.ObjectName(heldWebhooks, r
 func Entries() []string {
 	return []string{
 		inject.RevisionNamespaceWebhook, inject.RevisionObjectWebhook, inject.NamespaceWebhook, inject.ObjectWebhook, inject.AutoWebhook,
-		verdict.InjectionWebhook, validate.RevisionWebhook, validate.Webhook,
+		verdict.InjectionWebhook, verdict.ValidationWebhook, validate.RevisionWebhook, validate.Webhook,
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,6 +44,7 @@ type cluster struct {
 	testing.TB
 	admin, limited kubernetes.Interface
 	installer      *install.Installer
+	istio          istioclient.Interface // with the same rights as limited
 	options        install.Options
 	hook           *hookServer
 	prober         *probe.Prober
@@ -64,7 +66,7 @@ func connect(t testing.TB) *cluster {
 	account := rest.CopyConfig(config)
 	account.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:istio-system:istiod",
 		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:istio-system", "system:authenticated"}}
-	c := &cluster{TB: t, admin: kubernetes.NewForConfigOrDie(config), limited: kubernetes.NewForConfigOrDie(account), hook: newHookServer(t, path)}
+	c := &cluster{TB: t, admin: kubernetes.NewForConfigOrDie(config), limited: kubernetes.NewForConfigOrDie(account), istio: istioclient.NewForConfigOrDie(account), hook: newHookServer(t, path)}
 	c.installer, err = install.New(install.Config{Kubernetes: c.admin, Dynamic: dynamic.NewForConfigOrDie(config), Progress: t.Output(), Timeout: time.Minute, Poll: 200 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +145,7 @@ func (c *cluster) run() {
 	if err != nil {
 		c.Fatal(err)
 	}
-	c.prober, err = probe.New(probe.Config{Kubernetes: c.limited, Namespace: "istio-system", Status: status, Registerer: prometheus.NewRegistry(), Log: log,
+	c.prober, err = probe.New(probe.Config{Kubernetes: c.limited, Istio: c.validates(), Namespace: "istio-system", Status: status, Registerer: prometheus.NewRegistry(), Log: log,
 		Events: broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "probe-test"})})
 	if err != nil {
 		c.Fatal(err)
@@ -167,19 +169,32 @@ func (c *cluster) dryRun() (*corev1.Pod, error) {
 	return c.limited.CoreV1().Pods(verdict.Namespace).Create(c.Context(), verdict.Pod("", verdict.Namespace), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 }
 
-// until waits until the verdict holds.
+// validates is nil where the installation has no definitions of Istio's kinds.
+func (c *cluster) validates() istioclient.Interface {
+	if c.options.SkipCRDs {
+		return nil
+	}
+	return c.istio
+}
+
+// until waits until the verdict about injection holds.
 func (c *cluster) until(want verdict.Verdict) {
+	c.Helper()
+	c.untilOf(verdict.Injection, want)
+}
+
+func (c *cluster) untilOf(check verdict.Check, want verdict.Verdict) {
 	c.Helper()
 	late := time.After(90 * time.Second)
 	for {
-		proof, changed := c.prober.Proof(verdict.Injection)
+		proof, changed := c.prober.Proof(check)
 		if proof.Verdict == want {
 			return
 		}
 		select {
 		case <-changed:
 		case <-late:
-			c.Fatalf("%s holds; want %s", proof.Verdict, want)
+			c.Fatalf("%s: %s holds; want %s", check, proof.Verdict, want)
 		}
 	}
 }
@@ -225,7 +240,7 @@ func (c *cluster) event(want string) {
 // handler is the product's webhook with the configuration that the test says.
 func (c *cluster) handler() http.Handler {
 	c.Helper()
-	h, err := webhook.New(webhook.Config{Config: c.config.Load, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	h, err := webhook.New(webhook.Config{Config: c.config.Load, Revision: "default", Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		c.Fatal(err)
 	}
@@ -309,6 +324,59 @@ func TestEveryFaultIsOneVerdict(t *testing.T) {
 	}
 }
 
+// TestValidationIsProven: by a refusal of this revision's, and the cause is told also where the validator fails open.
+func TestValidationIsProven(t *testing.T) {
+	c := connect(t)
+	c.options.SkipCRDs = false
+	real := c.handler()
+	c.hook.serve(real)
+	c.install()
+	validators := c.admin.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	trust := func(name string) {
+		t.Helper()
+		config, err := validators.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range config.Webhooks { // failurePolicy stays as it was installed: Ignore for the validator, Fail for the probe's own
+			config.Webhooks[i].ClientConfig.CABundle = c.hook.root
+		}
+		if _, err := validators.Update(t.Context(), config, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	trust("istio-validator-istio-system")
+	trust("selvage-probe")
+	c.run()
+	c.untilOf(verdict.Validation, verdict.OK)
+	if working, since, _ := c.prober.Validation(); !working || since.IsZero() {
+		t.Errorf("working %t since %s", working, since)
+	}
+	c.hook.close()
+	c.prober.Wake()
+	c.untilOf(verdict.Validation, verdict.ConnectionRefused)
+	c.event("ConnectionRefused Service/istiod")
+	c.hook.serve(real)
+	c.prober.Wake()
+	c.untilOf(verdict.Validation, verdict.OK)
+	if err := validators.Delete(t.Context(), "istio-validator-istio-system", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.untilOf(verdict.Validation, verdict.WebhookMissing)
+	c.event("WebhookMissing ValidatingWebhookConfiguration/istio-validator-istio-system")
+	late := time.Now().Add(time.Minute)
+	for {
+		gateway := verdict.Gateway("")
+		_, err := c.istio.NetworkingV1().Gateways(verdict.Namespace).Create(t.Context(), gateway, metav1.CreateOptions{})
+		if err != nil && strings.Contains(err.Error(), "dry run") {
+			return
+		}
+		if err != nil || time.Now().After(late) {
+			t.Fatalf("a Gateway of the control plane's: %v", err)
+		}
+	}
+}
+
 // TestTheControlPlaneCreatesNothing: its right to create pods in the probe's namespace is good for dry runs alone, and for no other
 // namespace.
 func TestTheControlPlaneCreatesNothing(t *testing.T) {
@@ -321,7 +389,7 @@ func TestTheControlPlaneCreatesNothing(t *testing.T) {
 	for {
 		pod := verdict.Pod("", verdict.Namespace)
 		got, err := c.limited.CoreV1().Pods(verdict.Namespace).Create(t.Context(), pod, metav1.CreateOptions{})
-		if err != nil && strings.Contains(err.Error(), "is for dry runs") {
+		if err != nil && strings.Contains(err.Error(), "dry run") {
 			break
 		}
 		if err != nil || time.Now().After(late) {

@@ -9,8 +9,8 @@ const (
 	// quick is how soon is asked again after something has changed, and how long a bad answer waits for its confirmation. From
 	// there the pauses double.
 	quick = time.Second
-	// slow is the pause while all is well: a dry run of some milliseconds each time.
-	slow = 30 * time.Second
+	// slow is the pause while all is well: two dry runs of some milliseconds each time.
+	slow = 15 * time.Second
 	// slowBad is the pause while something does not work: its end is to be seen soon, and each try may hold up the API server's
 	// request for the webhook's timeout of 10 s.
 	slowBad = 10 * time.Second

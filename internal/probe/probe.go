@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 
@@ -33,9 +34,10 @@ type Status interface {
 // Config is what a Prober needs. Registerer and Events may be nil.
 type Config struct {
 	Kubernetes kubernetes.Interface
-	Namespace  string // of the control plane
-	Revision   string // of this control plane; "" is the default one
-	All        bool   // probe the webhooks of other revisions too
+	Istio      istioclient.Interface // nil to leave validation out
+	Namespace  string                // of the control plane
+	Revision   string                // of this control plane; "" is the default one
+	All        bool                  // probe the webhooks of other revisions too
 	Status     Status
 	Events     Events
 	Registerer prometheus.Registerer
@@ -88,6 +90,16 @@ func (p *Prober) Proof(check verdict.Check) (Proof, <-chan struct{}) {
 		proof.Verdict = verdict.CouldNotProbe
 	}
 	return proof, p.changed
+}
+
+// Validation tells whether validation works through the API server, since when that is so (zero while it is not known), and gives a
+// channel that is closed when that may have changed.
+func (p *Prober) Validation() (working bool, since time.Time, changed <-chan struct{}) {
+	proof, changed := p.Proof(verdict.Validation)
+	if proof.Verdict == verdict.CouldNotProbe {
+		return false, time.Time{}, changed
+	}
+	return proof.Works(), proof.Since, changed
 }
 
 // prove notes what holds now, after the answer f.

@@ -37,7 +37,8 @@ func (t target) compare(o target) int {
 // round is one Run.
 type round struct {
 	*Prober
-	hooks listers.MutatingWebhookConfigurationLister
+	hooks      listers.MutatingWebhookConfigurationLister
+	validators listers.ValidatingWebhookConfigurationLister
 	// targets are what is to be proven now, and ask proves one: parts of their own for tests.
 	targets func() []target
 	ask     func(context.Context, target) verdict.Finding
@@ -55,7 +56,7 @@ func (p *Prober) Run(ctx context.Context) error {
 	synced, stop := r.follow(ctx)
 	defer stop()
 	defer cancel()
-	if !cache.WaitForCacheSync(ctx.Done(), synced) {
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil // ctx ended first
 	}
 	r.loop(ctx)
@@ -63,42 +64,49 @@ func (p *Prober) Run(ctx context.Context) error {
 }
 
 // follow watches the webhook configurations of this revision, or of all.
-func (r *round) follow(ctx context.Context) (synced cache.InformerSynced, stop func()) {
+func (r *round) follow(ctx context.Context) (synced []cache.InformerSynced, stop func()) {
 	selector := label.IoIstioRev.Name
 	if !r.config.All {
 		selector += "=" + r.config.Revision
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(r.config.Kubernetes, 0,
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = selector }))
-	hooks := factory.Admissionregistration().V1().MutatingWebhookConfigurations()
-	r.hooks = hooks.Lister()
-	informer := hooks.Informer()
-	// Neither call can fail on an informer that is not started.
-	_ = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
-		if apierrors.IsForbidden(err) {
-			r.config.Log.Error("watch is forbidden: let the control plane list and watch it (`selvage install` grants it)", "resource", "mutatingwebhookconfigurations", "error", err)
-		} else if ctx.Err() == nil {
-			r.config.Log.Debug("watch was interrupted", "resource", "mutatingwebhookconfigurations", "error", err)
-		}
-	})
-	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { r.Wake() },
-		UpdateFunc: func(before, after any) {
-			b, _ := before.(metav1.Object)
-			a, _ := after.(metav1.Object)
-			if b == nil || a == nil || a.GetGeneration() != b.GetGeneration() {
-				r.Wake()
+	hooks, validators := factory.Admissionregistration().V1().MutatingWebhookConfigurations(), factory.Admissionregistration().V1().ValidatingWebhookConfigurations()
+	r.hooks, r.validators = hooks.Lister(), validators.Lister()
+	for resource, informer := range map[string]cache.SharedIndexInformer{
+		"mutatingwebhookconfigurations": hooks.Informer(), "validatingwebhookconfigurations": validators.Informer(),
+	} {
+		// Neither call can fail on an informer that is not started.
+		_ = informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+			if apierrors.IsForbidden(err) {
+				r.config.Log.Error("watch is forbidden: let the control plane list and watch it (`selvage install` grants it)", "resource", resource, "error", err)
+			} else if ctx.Err() == nil {
+				r.config.Log.Debug("watch was interrupted", "resource", resource, "error", err)
 			}
-		},
-		DeleteFunc: func(any) { r.Wake() },
-	})
+		})
+		_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: func(any) { r.Wake() },
+			UpdateFunc: func(before, after any) {
+				b, _ := before.(metav1.Object)
+				a, _ := after.(metav1.Object)
+				if b == nil || a == nil || a.GetGeneration() != b.GetGeneration() {
+					r.Wake()
+				}
+			},
+			DeleteFunc: func(any) { r.Wake() },
+		})
+		synced = append(synced, informer.HasSynced)
+	}
 	factory.StartWithContext(ctx)
-	return informer.HasSynced, factory.Shutdown
+	return synced, factory.Shutdown
 }
 
-// registered are this revision's checks, and with All those of every revision that has an injector.
+// registered are this revision's checks, and with All the injection of every revision that has an injector.
 func (r *round) registered() []target {
 	targets := []target{{r.config.Revision, verdict.Injection}}
+	if r.config.Istio != nil {
+		targets = append(targets, target{r.config.Revision, verdict.Validation})
+	}
 	if !r.config.All {
 		return targets
 	}
@@ -120,8 +128,13 @@ func (r *round) registered() []target {
 func (r *round) dryRun(ctx context.Context, t target) verdict.Finding {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	got, err := r.config.Kubernetes.CoreV1().Pods(verdict.Namespace).Create(ctx, verdict.Pod(t.revision, verdict.Namespace),
-		metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	options := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	if t.check == verdict.Validation {
+		_, err := r.config.Istio.NetworkingV1().Gateways(verdict.Namespace).Create(ctx, verdict.Gateway(t.revision), options)
+		validator, _ := r.validators.Get(r.names(t).Configuration(t.check).Name) // nil when there is none
+		return r.names(t).OfValidation(err, validator)
+	}
+	got, err := r.config.Kubernetes.CoreV1().Pods(verdict.Namespace).Create(ctx, verdict.Pod(t.revision, verdict.Namespace), options)
 	return r.names(t).OfInjection(got, err, verdict.Registered{
 		Injector: r.hook(inject.Registration{Revision: t.revision}.Name()), Probe: r.hook(verdict.ConfigurationName(t.revision)),
 	})

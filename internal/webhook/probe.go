@@ -2,8 +2,11 @@ package webhook
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,4 +54,23 @@ func (h *Handler) try(ctx context.Context, cfg *inject.Config, pod *corev1.Pod) 
 	}
 	_, _, err := h.inject(ctx, cfg, pod)
 	return err
+}
+
+// serveValidationProbe answers the probe's own validating webhook: see verdict.Validating. That it is reached is all that it tells.
+func (h *Handler) serveValidationProbe(w http.ResponseWriter, r *http.Request) {
+	h.serve(w, r, endpoint{what: "probe", failed: func(status int) { h.validated.httpError.WithLabelValues(strconv.Itoa(status)).Inc() }, answer: answerReached})
+}
+
+func answerReached(_ context.Context, body []byte) ([]byte, int, error) {
+	var raw review[json.RawMessage]
+	if err := json.Unmarshal(body, &raw); err != nil {
+		return nil, http.StatusBadRequest, fmt.Errorf("the body is no AdmissionReview: %w", err)
+	}
+	if err := checkReview(raw.APIVersion, raw.Kind); err != nil {
+		return nil, http.StatusBadRequest, err
+	}
+	if raw.Request == nil || raw.Request.UID == "" {
+		return nil, http.StatusBadRequest, errors.New("the AdmissionReview has no request with a uid")
+	}
+	return answer{APIVersion: raw.APIVersion, Kind: raw.Kind, Response: &response{UID: raw.Request.UID, Allowed: true}}.append(nil), http.StatusOK, nil
 }

@@ -102,6 +102,7 @@ func New(c Config) (*Handler, error) {
 	h.mux.HandleFunc("POST /inject/cluster/{cluster}", h.serveInject)
 	h.mux.HandleFunc("POST /inject/cluster/{cluster}/net/{network}", h.serveInject)
 	h.mux.HandleFunc("POST "+verdict.InjectionPath, h.serveProbe)
+	h.mux.HandleFunc("POST "+verdict.ValidationPath, h.serveValidationProbe)
 	h.mux.HandleFunc("POST /validate", h.serveValidate)
 	return h, nil
 }
