@@ -65,6 +65,19 @@ func (r *Rotation) report(ctx context.Context, s state, held *root, gates []trus
 	return r.board.show(ctx, status)
 }
 
+// reportNothing shows why nothing signs: what a process that has ended said of its own root is of no use then. A first root that is on its
+// way is no reason.
+func (r *Rotation) reportNothing(ctx context.Context, s state) error {
+	status := trust.Status{Source: r.authority.describe(s), Stage: trust.Stable}
+	for _, p := range r.authority.Problems() {
+		status.Problems = append(status.Problems, p.String())
+	}
+	if len(status.Problems) == 0 {
+		return nil
+	}
+	return r.board.show(ctx, status)
+}
+
 func (a *Authority) describe(s state) string {
 	if a.config.Elsewhere != nil {
 		return a.config.Elsewhere.String()

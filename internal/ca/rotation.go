@@ -88,7 +88,7 @@ func (r *Rotation) Run(ctx context.Context) error {
 			failures++
 			wait = min(r.config.Look<<min(failures, 5), 30*time.Second)
 			r.log.Error("root rotation cannot go on, it is tried again", "error", err)
-		case s.record != nil:
+		case s.record != nil || r.authority.root.Load() == nil: // what is wrong with it may be found out later
 			failures, wait = 0, r.config.Look
 		default:
 			failures = 0
@@ -109,7 +109,7 @@ func (r *Rotation) step(ctx context.Context, s state) error {
 	defer cancel()
 	held := r.authority.root.Load()
 	if held == nil {
-		return nil // nothing signs yet
+		return r.reportNothing(ctx, s) // nothing signs yet
 	}
 	if r.board.live == nil {
 		r.board.live = map[string]struct{}{}

@@ -333,6 +333,27 @@ func TestARunningReplicaThatIsSilentHoldsTheStage(t *testing.T) {
 	})
 }
 
+// TestWithoutAUsableRootTheOldStatusGoes: what is shown is the word of a process that runs. The one before had the root in its memory,
+// and its advice to let that be written again would take the key away from the one after it, which has nothing.
+func TestWithoutAUsableRootTheOldStatusGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		s := getSecret(t, m.client).DeepCopy()
+		s.Data[certKey] = []byte("x")
+		must(m.client.CoreV1().Secrets("istio-system").Update(t.Context(), s, metav1.UpdateOptions{}))(t)
+		m.pass(15 * time.Minute)
+		if got := m.status(); got.Signing.Subject == "" || len(got.Problems) != 1 || !strings.Contains(got.Problems[0], "the root in memory be written again") {
+			t.Errorf("of a root in memory: %+v", got)
+		}
+		m.stop()
+		m.start()
+		m.pass(time.Minute)
+		if got := m.status(); got.Signing.Subject != "" || len(got.Problems) != 1 || !strings.Contains(got.Problems[0], "put a backup back") {
+			t.Errorf("of none: %+v", got)
+		}
+	})
+}
+
 func TestAPluggedAuthorityTakesOverInStagesAndABadOneNever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMesh(t)

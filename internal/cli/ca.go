@@ -84,6 +84,10 @@ func (a *app) caStatus(ctx context.Context, c *connection) (*trust.Status, error
 func (a *app) showAuthority(s *trust.Status) error {
 	now := time.Now()
 	fmt.Fprintf(a.Stdout, "authority: %s\n", s.Source)
+	if s.Signing.Subject == "" {
+		fmt.Fprintln(a.Stdout, "signs with: nothing. No certificate is issued, and sidecars go on with those they have until these end")
+		return a.showProblems(s)
+	}
 	fmt.Fprintf(a.Stdout, "signs with: %s, until %s\n\n", s.Signing.Subject, until(s.Signing.NotAfter, now))
 	t := &table{header: []string{"ROOT", "SHA256", "SIGNS", "EXPIRES"}}
 	for _, r := range s.Roots {
@@ -102,6 +106,10 @@ func (a *app) showAuthority(s *trust.Status) error {
 			fmt.Fprintln(a.Stdout, "  "+line)
 		}
 	}
+	return a.showProblems(s)
+}
+
+func (a *app) showProblems(s *trust.Status) error {
 	for _, p := range s.Problems {
 		fmt.Fprint(a.Stdout, wrap(p, "", plainWidth))
 	}
@@ -192,6 +200,8 @@ func (a *app) caRotateCommand() *cobra.Command {
 // mayRotate says what a request would not do.
 func (a *app) mayRotate(s *trust.Status, undo bool) error {
 	switch {
+	case s.Signing.Subject == "" && len(s.Problems) > 0:
+		return fmt.Errorf("nothing signs now, so there is no root that another could follow: mend what `%s ca status` names first", a.called())
 	case strings.HasPrefix(s.Source, trust.External):
 		return fmt.Errorf("the authority is %s: change its root there, and let the mesh trust both roots as long as certificates of the old one live", s.Source)
 	case !strings.HasPrefix(s.Source, trust.SelfSigned):
