@@ -156,12 +156,14 @@ func (m *migration) run(ctx context.Context, flags migrateFlags) error {
 
 // stopped says how far it came.
 func (m *migration) stopped(ctx context.Context, err error, done []revision.Workload, at revision.Workload) error {
+	farther := fmt.Sprintf("%d of its workloads were moved before (%s); what comes after it was not touched. "+
+		"Go on with the same command, or go back with `%s revision migrate %s --undo`",
+		len(done), workloadNames(done), m.app.called(), m.namespace)
 	if ctx.Err() != nil {
+		fmt.Fprintf(m.app.Stderr, "stopped at %s, whose restart goes on in the cluster. %s\n", at, farther)
 		return err
 	}
-	return &problemsError{fmt.Sprintf("stopped at %s: %v. %d of its workloads were moved before (%s); what comes after it was not touched. "+
-		"Go on with the same command, or go back with `%s revision migrate %s --undo`",
-		at, err, len(done), workloadNames(done), m.app.called(), m.namespace)}
+	return &problemsError{fmt.Sprintf("stopped at %s: %v. %s", at, err, farther)}
 }
 
 // sidecar is what pods are to have, for a sentence.
