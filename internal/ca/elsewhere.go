@@ -113,7 +113,7 @@ func (a *Authority) runElsewhere(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			<-ended
+			_ = <-ended // because ctx has
 			return nil
 		case err := <-ended:
 			timer.Stop()
@@ -155,7 +155,7 @@ func (e *elsewhere) take(r rootsRead) {
 		}
 	}
 	p := &diag.Problem{Code: diag.InvalidRoot, Severity: diag.Error, Object: e.RootsAt, Detail: "the roots of the mesh cannot be read: " + err.Error(),
-		Hint: "whoever signs (" + e.Elsewhere.String() + ") must put its root certificates there in PEM; docs/certificates.md says where they are looked for"}
+		Hint: "whoever signs (" + e.String() + ") must put its root certificates there in PEM; docs/certificates.md says where they are looked for"}
 	if e.root.Load() != nil {
 		p.Hint = "the former roots stay in force while this control plane runs; " + p.Hint
 	}
