@@ -75,7 +75,7 @@ func keepPolicies(objects []*unstructured.Unstructured, live map[string]*unstruc
 			policies[e["name"]] = e["failurePolicy"]
 		}
 		for _, e := range entries(u) {
-			if policy := policies[e["name"]]; policy != nil {
+			if policy := policies[e["name"]]; policy != nil && e["failurePolicy"] == string(admissionv1.Ignore) { // the probe's own is always Fail
 				e["failurePolicy"] = policy
 			}
 		}

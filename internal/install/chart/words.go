@@ -107,8 +107,9 @@ func standIn(u *unstructured.Unstructured) error {
 		}
 	case "ValidatingWebhookConfiguration":
 		for _, entry := range u.Object["webhooks"].([]any) {
-			e := entry.(map[string]any)
-			e["failurePolicy"] = policyWord + e["name"].(string)
+			if e := entry.(map[string]any); e["failurePolicy"] == "Ignore" { // the probe's own fails closed, always
+				e["failurePolicy"] = policyWord + e["name"].(string)
+			}
 		}
 	}
 	return nil
