@@ -19,6 +19,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/policy"
 	"github.com/selvage-mesh/selvage/internal/probe"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
+	"github.com/selvage-mesh/selvage/internal/reconcile"
 	"github.com/selvage-mesh/selvage/internal/restart"
 )
 
@@ -58,6 +59,9 @@ func newSelfProbe(client kubernetes.Interface, istio istioclient.Interface, o op
 	}
 	prober, err := probe.New(probe.Config{
 		Kubernetes: client, Istio: istio, Namespace: o.namespace, Revision: o.revision, All: o.probeAll, Status: status, Events: events, Registerer: metrics, Log: log,
+		Taken: func(ctx context.Context, configuration string) bool {
+			return reconcile.TakenByTag(ctx, client, configuration, o.revision)
+		},
 	})
 	if err != nil {
 		return nil, err

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"istio.io/api/label"
+
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/ref"
 )
@@ -44,6 +46,12 @@ func (f *Feud) Problem(k Key) (p diag.Problem, ok bool) {
 		p.Detail += fmt.Sprintf("; it is repaired only every %s now", pause)
 	}
 	return p, true
+}
+
+// TakenByTag reports whether a configuration with a revision's name answers for a tag now: the tag of that name, such as default, leads to
+// another revision. Then the revision has no configuration of its own by the wish of a person, and nothing is missing.
+func TakenByTag(labels map[string]string, revision string) bool {
+	return labels[label.IoIstioTag.Name] != "" && labels[label.IoIstioRev.Name] != revision
 }
 
 // MissingProblem says what the absence of a configuration means and how to restore it.

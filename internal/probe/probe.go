@@ -38,6 +38,9 @@ type Config struct {
 	Namespace  string                // of the control plane
 	Revision   string                // of this control plane; "" is the default one
 	All        bool                  // probe the webhooks of other revisions too
+	// Taken reports whether a tag that leads to another revision has taken the configuration of that name: then there is no injection of
+	// this revision's own to prove. It may be nil.
+	Taken      func(ctx context.Context, configuration string) bool
 	Status     Status
 	Events     Events
 	Registerer prometheus.Registerer

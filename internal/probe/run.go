@@ -40,7 +40,7 @@ type round struct {
 	hooks      listers.MutatingWebhookConfigurationLister
 	validators listers.ValidatingWebhookConfigurationLister
 	// targets are what is to be proven now, and ask proves one: parts of their own for tests.
-	targets func() []target
+	targets func(context.Context) []target
 	ask     func(context.Context, target) verdict.Finding
 	states  map[target]*state
 	pace    pace
@@ -102,8 +102,11 @@ func (r *round) follow(ctx context.Context) (synced []cache.InformerSynced, stop
 }
 
 // registered are this revision's checks, and with All the injection of every revision that has an injector.
-func (r *round) registered() []target {
-	targets := []target{{r.config.Revision, verdict.Injection}}
+func (r *round) registered(ctx context.Context) (targets []target) {
+	own := (inject.Registration{Revision: r.config.Revision}).Name()
+	if r.hook(own) != nil || r.config.Taken == nil || !r.config.Taken(ctx, own) { // no pod can come to it by its name
+		targets = append(targets, target{r.config.Revision, verdict.Injection})
+	}
 	if r.config.Istio != nil {
 		targets = append(targets, target{r.config.Revision, verdict.Validation})
 	}
@@ -184,7 +187,7 @@ func (r *round) pause(ctx context.Context, d time.Duration) bool {
 
 // once asks for every target.
 func (r *round) once(ctx context.Context) (restless, bad bool) {
-	targets := r.targets()
+	targets := r.targets(ctx)
 	for t := range r.states {
 		if !slices.Contains(targets, t) {
 			r.metrics.gone(t)

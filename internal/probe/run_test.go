@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -72,7 +73,7 @@ func start(t *testing.T, status *kept, answer verdict.Verdict) *clockwork {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.round = &round{Prober: p, targets: func() []target { return []target{{"default", verdict.Injection}} }}
+	c.round = &round{Prober: p, targets: func(context.Context) []target { return []target{{"default", verdict.Injection}} }}
 	c.round.ask = func(context.Context, target) verdict.Finding {
 		c.asked = append(c.asked, time.Now())
 		return verdict.Finding{Verdict: c.answer, Cause: fmt.Sprintf("answer %d", len(c.asked))}
@@ -224,6 +225,30 @@ func TestANewLeaderTakesOver(t *testing.T) {
 	})
 }
 
+// TestNothingIsProvenOfAConfigurationThatATagHasTaken: no pod comes to this revision by its name then, and that is no failure.
+func TestNothingIsProvenOfAConfigurationThatATagHasTaken(t *testing.T) {
+	taken := true
+	p, err := New(Config{Kubernetes: fake.NewClientset(), Namespace: "istio-system", Status: &kept{texts: map[string]string{}}, Log: slog.New(slog.DiscardHandler),
+		Taken: func(_ context.Context, configuration string) bool {
+			return taken && configuration == "istio-sidecar-injector"
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &round{Prober: p}
+	ctx, cancel := context.WithCancel(t.Context())
+	_, stop := r.follow(ctx)
+	defer stop()
+	defer cancel()
+	if got := r.registered(t.Context()); len(got) != 0 {
+		t.Errorf("to be proven: %v", got)
+	}
+	taken = false // as when nobody knows where it is: it is missing
+	if got := r.registered(t.Context()); !slices.Equal(got, []target{{"default", verdict.Injection}}) {
+		t.Errorf("to be proven: %v", got)
+	}
+}
+
 // TestOnlyTheLeaderKnows: after Run nothing is proven, and no gauge is left.
 func TestOnlyTheLeaderKnows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -233,7 +258,7 @@ func TestOnlyTheLeaderKnows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := &round{Prober: p, targets: func() []target { return []target{{"default", verdict.Injection}} },
+		r := &round{Prober: p, targets: func(context.Context) []target { return []target{{"default", verdict.Injection}} },
 			ask: func(context.Context, target) verdict.Finding { return verdict.Finding{Verdict: verdict.OK} }}
 		done := make(chan struct{})
 		go func() { defer close(done); r.loop(ctx) }()

@@ -1,13 +1,17 @@
 package reconcile
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
 
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/selvage-mesh/selvage/internal/admission"
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -73,7 +77,7 @@ func (l *webhookLoop) present(k admission.Key, object hookObject) *history {
 }
 
 // absent tells, after a while, that a configuration is missing. Nothing makes it again: people must be able to delete it.
-func (l *webhookLoop) absent(k admission.Key, missing bool) {
+func (l *webhookLoop) absent(ctx context.Context, k admission.Key, missing bool) {
 	l.metrics.forget(k)
 	h := l.of(k)
 	if !missing {
@@ -95,6 +99,12 @@ func (l *webhookLoop) absent(k admission.Key, missing bool) {
 		l.queue.AddAfter(k, left)
 		return
 	}
+	if k.Kind == admission.Mutating && TakenByTag(ctx, l.config.Kubernetes, k.Name, l.config.Revision) { // the watch knows only this revision's
+		h.gone = time.Time{}
+		l.metrics.missing.WithLabelValues(string(k.Kind), k.Name).Set(0)
+		l.queue.AddAfter(k, takenAgain)
+		return
+	}
 	h.told = true
 	l.metrics.missing.WithLabelValues(string(k.Kind), k.Name).Set(1)
 	p := admission.MissingProblem(k, l.config.Revision)
@@ -102,6 +112,19 @@ func (l *webhookLoop) absent(k admission.Key, missing bool) {
 	if h.object != nil {
 		l.event(h.object, corev1.EventTypeWarning, "WebhookDeleted", fmt.Sprintf("%s: %s; %s", p.Code, p.Detail, p.Hint))
 	}
+}
+
+// TakenByTag asks whether the MutatingWebhookConfiguration of that name answers for a tag that leads to another revision. What cannot be
+// read counts as no.
+func TakenByTag(ctx context.Context, client kubernetes.Interface, name, revision string) bool {
+	list, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()})
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(list.Items, func(c admissionv1.MutatingWebhookConfiguration) bool {
+		return c.Name == name && admission.TakenByTag(c.Labels, revision)
+	})
 }
 
 // settled notes that a configuration is as it should be, and the end of a feud.

@@ -30,6 +30,9 @@ const BundleManager = admission.FieldManager
 // ends the control plane right after it.
 const missingGrace = 15 * time.Second
 
+// takenAgain is how often is looked whether a configuration that a tag has taken is still there: its deletion has no event here.
+const takenAgain = 5 * time.Minute
+
 // Events tells people about an object, as record.EventRecorder does.
 type Events interface {
 	Event(object runtime.Object, eventtype, reason, message string)
@@ -245,7 +248,7 @@ func (l *webhookLoop) repair(ctx context.Context, key admission.Key) error {
 	want := l.want()
 	plan := admission.Plan(l.observe(), want)
 	if object == nil {
-		l.absent(key, slices.Contains(plan.Missing, key))
+		l.absent(ctx, key, slices.Contains(plan.Missing, key))
 		return nil
 	}
 	h := l.present(key, object)

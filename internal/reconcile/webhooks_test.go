@@ -204,6 +204,38 @@ func TestAWriteThatWasOverruledIsRepeated(t *testing.T) {
 	})
 }
 
+// TestAConfigurationThatATagHasTakenIsNotMissing: `selvage revision tag set default --revision two` writes another revision into the
+// default one's own configuration. A person has done that, and nothing is to be put back. When the tag's object then goes, it is missing.
+func TestAConfigurationThatATagHasTakenIsNotMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, registry := fake.NewClientset(mutatingConfig(injectorName, "default", "rev.namespace.")), prometheus.NewRegistry()
+		events := runWebhooksOf(t, WebhooksConfig{Kubernetes: client, Roots: newRoots(t), Registerer: registry,
+			Expected: []admission.Key{{Kind: admission.Mutating, Name: injectorName}}})
+		events.take()
+		hooks := client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+		if err := hooks.Delete(t.Context(), injectorName, metav1.DeleteOptions{}); err != nil { // what the watch of one revision sees of it
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		taken := mutatingConfig(injectorName, "two", "rev.namespace.")
+		taken.Labels["istio.io/tag"] = "default"
+		if err := client.Tracker().Add(taken); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if reasons, _ := events.take(); len(reasons) > 0 || metric(t, registry, "selvage_webhook_missing") != 0 {
+			t.Errorf("told as missing: %v", reasons)
+		}
+		if err := client.Tracker().Delete(admissionv1.SchemeGroupVersion.WithResource("mutatingwebhookconfigurations"), "", injectorName); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if metric(t, registry, "selvage_webhook_missing") != 1 {
+			t.Error("it has gone, and the metric does not say so")
+		}
+	})
+}
+
 func TestADeletedConfigurationIsToldAndNotMadeAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, registry := fake.NewClientset(mutatingConfig(injectorName, "default", "rev.namespace.")), prometheus.NewRegistry()
