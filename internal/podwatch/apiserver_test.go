@@ -80,7 +80,7 @@ func (c *cluster) grant(user string) {
 	}
 	role := &rbacv1.ClusterRole{}
 	for _, u := range objects {
-		if u.GetKind() == "ClusterRole" && strings.HasPrefix(u.GetName(), "istiod-") {
+		if u.GetKind() == "ClusterRole" && u.GetName() == "istiod-clusterrole-"+install.Namespace {
 			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, role); err != nil {
 				c.Fatal(err)
 			}
