@@ -26,7 +26,8 @@ func TestMigrate(t *testing.T) {
 		}
 		_, _, _ = l.selvage(t, "uninstall", "--revision", canary)
 	})
-	for _, name := range []string{"load", "web", "cart", "stock"} {
+	for name, replicas := range map[string]string{"load": "1", "web": "1", "cart": "1", "stock": "2"} { // as in a fresh sample: other tests scale them
+		l.kubectl(t, "-n", "shop", "scale", "deployment/"+name, "--replicas="+replicas)
 		l.rolledOut(t, "shop", name)
 	}
 	if states := l.revisions(t); states["default"] != "IN USE" || states[canary] != "UNUSED" {
