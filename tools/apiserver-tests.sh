@@ -8,8 +8,8 @@ SCRATCH=$(mktemp -d)
 export SCRATCH
 trap 'rm -rf "$SCRATCH"' EXIT
 test_in_lab() { # MODULE PACKAGE [FLAGS…]
-  local dir result=0
-  dir=$(mktemp -d "$SCRATCH/lab.XXXXXX")
+  local result=0
+  dir=$(mktemp -d "$SCRATCH/lab.XXXXXX") # not local: the trap wants it when the function has ended
   trap 'bin/selvage-lab down --dir "$dir" >&2' EXIT
   bin/selvage-lab up --level 1 --mesh=false --dir "$dir" >&2
   SELVAGE_TEST_KUBECONFIG=$dir/kubeconfig "$GO" test -C "$1" -json -count=1 -timeout 20m -tags apiserver "${@:3}" "./$2" > "$dir.json" || result=1
