@@ -113,7 +113,7 @@ func (a *Authority) runElsewhere(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			_ = <-ended // because ctx has
+			<-ended //nolint:errcheck // it ended because ctx has
 			return nil
 		case err := <-ended:
 			timer.Stop()
