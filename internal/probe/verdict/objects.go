@@ -60,37 +60,46 @@ func ConfigurationName(revision string) string { return inject.ObjectName("selva
 // which leads to the same place, cannot be. It is called after the injector, as configurations are called in the order of their
 // names ("istio-" before "selvage-").
 func Mutating(revision string, endpoint inject.Endpoint) *admissionv1.MutatingWebhookConfiguration {
-	if revision == "" {
-		revision = inject.DefaultRevision
-	}
-	var (
-		fail       = admissionv1.Fail
-		equivalent = admissionv1.Equivalent
-		none       = admissionv1.SideEffectClassNone
-		never      = admissionv1.NeverReinvocationPolicy
-		scope      = admissionv1.NamespacedScope
-		timeout    = int32(5)
-	)
+	fail, equivalent, none, never, timeout := admissionv1.Fail, admissionv1.Equivalent, admissionv1.SideEffectClassNone, admissionv1.NeverReinvocationPolicy, webhookTimeout
+	meta, namespaces, objects := configuration(revision)
 	return &admissionv1.MutatingWebhookConfiguration{
-		TypeMeta: metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "MutatingWebhookConfiguration"},
-		ObjectMeta: metav1.ObjectMeta{Name: ConfigurationName(revision), Labels: map[string]string{
-			"app": "selvage-probe", label.IoIstioRev.Name: revision,
-		}},
+		TypeMeta:   metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "MutatingWebhookConfiguration"},
+		ObjectMeta: meta,
 		Webhooks: []admissionv1.MutatingWebhook{{
-			Name:         InjectionWebhook,
-			ClientConfig: endpoint.Client(InjectionPath),
-			Rules: []admissionv1.RuleWithOperations{{
-				Operations: []admissionv1.OperationType{admissionv1.Create},
-				Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}, Scope: &scope},
-			}},
+			Name:                    InjectionWebhook,
+			ClientConfig:            endpoint.Client(InjectionPath),
+			Rules:                   creations("", "v1", "pods"),
 			FailurePolicy:           &fail,
 			MatchPolicy:             &equivalent,
-			NamespaceSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: Namespace}},
-			ObjectSelector:          &metav1.LabelSelector{MatchLabels: map[string]string{label.IoIstioRev.Name: revision}},
+			NamespaceSelector:       namespaces,
+			ObjectSelector:          objects,
 			SideEffects:             &none,
 			TimeoutSeconds:          &timeout,
 			AdmissionReviewVersions: []string{"v1"},
 			ReinvocationPolicy:      &never,
 		}},
 	}
+}
+
+// webhookTimeout is how long the API server waits for the probe's own webhooks, in seconds.
+const webhookTimeout int32 = 5
+
+// configuration is what the probe's own configurations of a revision have in common: their name and labels, and that they see nothing but
+// the revision's objects in Namespace.
+func configuration(revision string) (meta metav1.ObjectMeta, namespaces, objects *metav1.LabelSelector) {
+	if revision == "" {
+		revision = inject.DefaultRevision
+	}
+	meta = metav1.ObjectMeta{Name: ConfigurationName(revision), Labels: map[string]string{"app": "selvage-probe", label.IoIstioRev.Name: revision}}
+	return meta, &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: Namespace}},
+		&metav1.LabelSelector{MatchLabels: map[string]string{label.IoIstioRev.Name: revision}}
+}
+
+// creations are the rules for creating one resource.
+func creations(group, version, resource string) []admissionv1.RuleWithOperations {
+	scope := admissionv1.NamespacedScope
+	return []admissionv1.RuleWithOperations{{
+		Operations: []admissionv1.OperationType{admissionv1.Create},
+		Rule:       admissionv1.Rule{APIGroups: []string{group}, APIVersions: []string{version}, Resources: []string{resource}, Scope: &scope},
+	}}
 }

@@ -10,7 +10,6 @@ import (
 	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -39,32 +38,19 @@ func Gateway(revision string) *networkingv1.Gateway {
 // Validating is to validation what Mutating is to injection: it fails closed, so it tells the cause that a validator with
 // failurePolicy Ignore hides. It refuses nothing.
 func Validating(revision string, endpoint inject.Endpoint) *admissionv1.ValidatingWebhookConfiguration {
-	if revision == "" {
-		revision = inject.DefaultRevision
-	}
-	var (
-		fail       = admissionv1.Fail
-		equivalent = admissionv1.Equivalent
-		none       = admissionv1.SideEffectClassNone
-		scope      = admissionv1.NamespacedScope
-		timeout    = int32(5)
-	)
+	fail, equivalent, none, timeout := admissionv1.Fail, admissionv1.Equivalent, admissionv1.SideEffectClassNone, webhookTimeout
+	meta, namespaces, objects := configuration(revision)
 	return &admissionv1.ValidatingWebhookConfiguration{
-		TypeMeta: metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "ValidatingWebhookConfiguration"},
-		ObjectMeta: metav1.ObjectMeta{Name: ConfigurationName(revision), Labels: map[string]string{
-			"app": "selvage-probe", label.IoIstioRev.Name: revision,
-		}},
+		TypeMeta:   metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "ValidatingWebhookConfiguration"},
+		ObjectMeta: meta,
 		Webhooks: []admissionv1.ValidatingWebhook{{
-			Name:         ValidationWebhook,
-			ClientConfig: endpoint.Client(ValidationPath),
-			Rules: []admissionv1.RuleWithOperations{{
-				Operations: []admissionv1.OperationType{admissionv1.Create},
-				Rule:       admissionv1.Rule{APIGroups: []string{"networking.istio.io"}, APIVersions: []string{"*"}, Resources: []string{"gateways"}, Scope: &scope},
-			}},
+			Name:                    ValidationWebhook,
+			ClientConfig:            endpoint.Client(ValidationPath),
+			Rules:                   creations("networking.istio.io", "*", "gateways"),
 			FailurePolicy:           &fail,
 			MatchPolicy:             &equivalent,
-			NamespaceSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: Namespace}},
-			ObjectSelector:          &metav1.LabelSelector{MatchLabels: map[string]string{label.IoIstioRev.Name: revision}},
+			NamespaceSelector:       namespaces,
+			ObjectSelector:          objects,
 			SideEffects:             &none,
 			TimeoutSeconds:          &timeout,
 			AdmissionReviewVersions: []string{"v1"},
