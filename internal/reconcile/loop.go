@@ -36,11 +36,6 @@ const (
 	firstRetry   = 20 * time.Millisecond
 	longestRetry = 30 * time.Second
 	writeTimeout = 10 * time.Second
-
-	// A write that an admission policy overrules has no event by which it could be known when to try again: it is tried every two seconds
-	// after some quicker tries.
-	overruledRetry = 2 * time.Second
-	quickRetries   = 5
 )
 
 // errLater says that a key was queued again on purpose.
@@ -92,10 +87,6 @@ func (l *loop[K]) next(ctx context.Context) bool {
 	case errors.Is(err, errLater) || ctx.Err() != nil:
 	default:
 		l.failed(key, err)
-		if errors.Is(err, errOverruled) && l.queue.NumRequeues(key) > quickRetries { // a policy lets it through as soon as its parameter is right
-			l.queue.AddAfter(key, overruledRetry)
-			return true
-		}
 		l.queue.AddRateLimited(key)
 	}
 	return true

@@ -30,6 +30,13 @@ const BundleManager = admission.FieldManager
 // ends the control plane right after it.
 const missingGrace = 15 * time.Second
 
+// A write that an admission policy overrules has no event by which it could be known when to try again, and succeeds as soon as the
+// policy's parameter is right: it is tried every two seconds after some quicker tries.
+const (
+	overruledRetry = 2 * time.Second
+	quickRetries   = 5
+)
+
 // takenAgain is how often is looked whether a configuration that a tag has taken is still there: its deletion has no event here.
 const takenAgain = 5 * time.Minute
 
@@ -280,7 +287,13 @@ func (l *webhookLoop) repair(ctx context.Context, key admission.Key) error {
 		if apierrors.IsNotFound(err) || (apierrors.IsInvalid(err) || apierrors.IsConflict(err)) && l.replaced(patch) {
 			return nil // deleted meanwhile: an object that comes after it has its own event
 		}
-		return fmt.Errorf("write caBundle of %s %s: %w", key.Kind, key.Name, err)
+		err = fmt.Errorf("write caBundle of %s %s: %w", key.Kind, key.Name, err)
+		if errors.Is(err, errOverruled) && l.queue.NumRequeues(key) > quickRetries {
+			l.failed(key, err)
+			l.queue.AddAfter(key, overruledRetry)
+			return errLater
+		}
+		return err
 	}
 	h.wrote(object, want)
 	l.repaired(h, patch, time.Since(started))
