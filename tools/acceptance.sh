@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 GO=${GO:-$(tools/find-go.sh)}
-manifest=$PWD/.cache/istio-$(sha256sum tools/istio/go.mod | cut -c1-12).yaml
+version=$(awk '$1 == "istio.io/istio" { print $2; exit }' tools/istio/go.mod)
+manifest=$PWD/.cache/istio-$version.yaml
 if [ ! -s "$manifest" ] || [ ! -x .cache/istioctl ]; then
   echo "building istioctl (some minutes, once)" >&2
   mkdir -p .cache
