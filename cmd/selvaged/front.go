@@ -50,8 +50,9 @@ const (
 
 // run opens all ports before it serves any, so that a port in use is one clear error and nothing half started.
 func (f *front) run(ctx context.Context) error {
-	if f.options.xdsPlainAddr != "" {
-		return errors.New("--xds-plain-addr is not carried out yet: without TLS no proxy can prove who it is; leave it empty")
+	plain, err := f.listenPlain(ctx)
+	if err != nil {
+		return err
 	}
 	xds, err := listen(ctx, "--xds-addr", f.options.xdsAddr)
 	if err != nil {
@@ -75,10 +76,33 @@ func (f *front) run(ctx context.Context) error {
 		return nil
 	})
 	serveGRPC(serving, work, f.grpcServer(), xds)
+	if plain != nil {
+		serveGRPC(serving, work, f.plainServer(), plain)
+		f.log.Warn("xDS is served without TLS too: whoever reaches this address is believed, and is told what the proxy is told that it claims to be",
+			"address", plain.Addr().String())
+	}
 	serveHTTP(serving, work, &http.Server{Handler: f.admission, TLSConfig: f.authority.ServingTLSConfig()}, webhooks)
 	serveHTTP(serving, work, &http.Server{Handler: f.statusHandler()}, status)
 	f.log.Info("listening", "xds", xds.Addr().String(), "webhook", webhooks.Addr().String(), "http", status.Addr().String())
 	return work.Wait()
+}
+
+// listenPlain gives the listener of xDS without TLS, nil when it is off. There nobody proves anything, so it is for this machine
+// alone unless the operator says otherwise: a second flag, because a typing error in an address must not open the mesh.
+func (f *front) listenPlain(ctx context.Context) (net.Listener, error) {
+	address := f.options.xdsPlainAddr
+	if address == "" {
+		return nil, nil
+	}
+	resolved, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s (--xds-plain-addr): %w", address, err)
+	}
+	if !resolved.IP.IsLoopback() && !f.options.allowPlaintext {
+		return nil, fmt.Errorf("listen on %s (--xds-plain-addr): others than this machine may reach it, and without TLS whoever does is believed; "+
+			"choose a loopback address such as 127.0.0.1:15010, or give --allow-plaintext-xds where another secure transport stands before it", address)
+	}
+	return listen(ctx, "--xds-plain-addr", resolved.String())
 }
 
 func listen(ctx context.Context, flag, address string) (net.Listener, error) {
@@ -95,16 +119,28 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 
 // grpcServer has the limits of a port that strangers can reach: see ads and ca for those of a caller.
 func (f *front) grpcServer() *grpc.Server {
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(f.authority.TLSConfig())), ads.Codec(),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.MaxRecvMsgSize(8<<20), grpc.MaxConcurrentStreams(100), // a reconnecting proxy names all that it holds, some 50 bytes each
-		grpc.ConnectionTimeout(15*time.Second),
-		grpc.ReadBufferSize(4<<10),
-	)
+	server := grpc.NewServer(append(limits(), grpc.Creds(credentials.NewTLS(f.authority.TLSConfig())))...)
 	f.proxies.Register(server)
 	f.authority.Register(server)
 	return server
+}
+
+// plainServer serves xDS and nothing else: a certificate is for who has proven something.
+func (f *front) plainServer() *grpc.Server {
+	server := grpc.NewServer(limits()...)
+	f.proxies.RegisterPlain(server)
+	return server
+}
+
+func limits() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		ads.Codec(),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.MaxRecvMsgSize(8 << 20), grpc.MaxConcurrentStreams(100), // a reconnecting proxy names all that it holds, some 50 bytes each
+		grpc.ConnectionTimeout(15 * time.Second),
+		grpc.ReadBufferSize(4 << 10),
+	}
 }
 
 func serveGRPC(ctx context.Context, work *errgroup.Group, server *grpc.Server, l net.Listener) {

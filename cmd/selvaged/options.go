@@ -25,18 +25,20 @@ type options struct {
 	revision     string
 	xdsAddr      string
 	xdsPlainAddr string
-	webhookAddr  string
-	httpAddr     string
-	clusterID    string
-	trustDomain  string
-	caKey        keyKind
-	caAddress    string
-	caSigner     string
-	caRoots      string
-	caTLSSecret  string
-	logLevel     string
-	probeAll     bool
-	staleGrace   time.Duration
+	// allowPlaintext lets xdsPlainAddr be another than a loopback address.
+	allowPlaintext bool
+	webhookAddr    string
+	httpAddr       string
+	clusterID      string
+	trustDomain    string
+	caKey          keyKind
+	caAddress      string
+	caSigner       string
+	caRoots        string
+	caTLSSecret    string
+	logLevel       string
+	probeAll       bool
+	staleGrace     time.Duration
 }
 
 // keyKind is pki.KeyKind as a flag.
@@ -57,7 +59,8 @@ func (o *options) register(cmd *cobra.Command) {
 	f.StringVar(&o.namespace, "namespace", "istio-system", "namespace of the control plane, and the mesh's root namespace")
 	f.StringVar(&o.revision, "revision", inject.DefaultRevision, "revision of this control plane")
 	f.StringVar(&o.xdsAddr, "xds-addr", ":15012", "address of xDS and the CA, mutual TLS")
-	f.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "address of xDS without TLS; not carried out yet, leave it empty")
+	f.StringVar(&o.xdsPlainAddr, "xds-plain-addr", "", "address of xDS without TLS, such as 127.0.0.1:15010: whoever reaches it is believed (off when empty)")
+	f.BoolVar(&o.allowPlaintext, "allow-plaintext-xds", false, "let --xds-plain-addr be an address that others than this machine reach")
 	f.StringVar(&o.webhookAddr, "webhook-addr", ":15017", "address of the webhooks")
 	f.StringVar(&o.httpAddr, "http-addr", ":15014", "address of metrics, health and debug")
 	f.StringVar(&o.clusterID, "cluster-id", inject.DefaultCluster, "name of this cluster: of pods whose injection names none, and of the tokens that are taken")

@@ -378,3 +378,21 @@ func TestFamiliesBeforeThePodsStatus(t *testing.T) {
 		t.Errorf("once the pod's status has the addresses, the proxy is sent %s", got)
 	}
 }
+
+// TestPlainListener: without TLS a proxy is who it says it is, but it must be somebody: the pod that it names decides about its
+// service account.
+func TestPlainListener(t *testing.T) {
+	c := startAs(t, true, nil)
+	c.Publish(newWorld(1).model())
+	as := func(pod, account string) *proxy {
+		p := c.connect(pod, "")
+		if account != "" {
+			p.node.Metadata.Fields["SERVICE_ACCOUNT"] = structpb.NewStringValue(account)
+		}
+		p.subscribe("CDS")
+		return p
+	}
+	as("web-0", "web").next("CDS")
+	refused(t, as("web-0", "other").fails(), codes.PermissionDenied, "shop/other", "runs as web")
+	refused(t, as("web-0", "").fails(), codes.PermissionDenied, "shop/default", "runs as web")
+}

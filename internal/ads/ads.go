@@ -133,6 +133,12 @@ func (s *Server) Register(g *grpc.Server) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, service{server: s})
 }
 
+// RegisterPlain makes a gRPC server serve ADS to callers that prove nothing: what they say of themselves is believed. It is for
+// a listener that only those reach who may know all that proxies are told, such as loopback.
+func (s *Server) RegisterPlain(g *grpc.Server) {
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, service{server: s, trusting: true})
+}
+
 // Publish makes m what proxies should have. It never blocks; of models that come faster than they can be pushed the latest
 // counts.
 func (s *Server) Publish(m *mesh.Model) { s.inbox.put(m) }

@@ -31,6 +31,7 @@ import (
 type control struct {
 	*ads.Server
 	t       testing.TB
+	plain   bool // it believes what proxies say
 	dial    func(context.Context, string) (net.Conn, error)
 	log     *buffer
 	metrics *prometheus.Registry
@@ -68,7 +69,12 @@ func byMetadata(ctx context.Context) (namespace, account string, err error) {
 // start runs a control plane until the test ends.
 func start(t testing.TB, change func(*ads.Config)) *control {
 	t.Helper()
-	c := &control{t: t, log: &buffer{}, metrics: prometheus.NewRegistry()}
+	return startAs(t, false, change)
+}
+
+func startAs(t testing.TB, plain bool, change func(*ads.Config)) *control {
+	t.Helper()
+	c := &control{t: t, plain: plain, log: &buffer{}, metrics: prometheus.NewRegistry()}
 	config := ads.Config{Authenticate: byMetadata, Registerer: c.metrics, Log: slog.New(slog.NewTextHandler(c.log, nil)),
 		Debounce: time.Millisecond, EndpointDebounce: time.Microsecond, DrainSpread: time.Millisecond}
 	if change != nil {
@@ -83,7 +89,11 @@ func start(t testing.TB, change func(*ads.Config)) *control {
 
 func (c *control) serve(l net.Listener) {
 	server := grpc.NewServer(ads.Codec())
-	c.Register(server)
+	if c.plain {
+		c.RegisterPlain(server)
+	} else {
+		c.Register(server)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	work.Go(func() { _ = c.Run(ctx) })

@@ -1,6 +1,7 @@
 package ads
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -18,6 +19,7 @@ type node struct {
 	envoy     scope.Version
 	release   string // metadata ISTIO_VERSION: the release of the agent
 	addresses []netip.Addr
+	account   string // metadata SERVICE_ACCOUNT; nothing but the proxy's word
 }
 
 // maxNodeID bounds what a proxy may have us keep and log as its name.
@@ -54,6 +56,7 @@ func parseNode(n *corev3.Node) (node, error) {
 		id: id, pod: parts[2][:dot], namespace: parts[2][dot+1:],
 		envoy:     scope.Version{Major: v.GetMajorNumber(), Minor: v.GetMinorNumber(), Patch: v.GetPatch()},
 		release:   release(n.GetMetadata().GetFields()["ISTIO_VERSION"].GetStringValue()),
+		account:   cmp.Or(n.GetMetadata().GetFields()["SERVICE_ACCOUNT"].GetStringValue(), "default"),
 		addresses: addresses(n.GetMetadata().GetFields()["INSTANCE_IPS"].GetStringValue()),
 	}, nil
 }

@@ -24,11 +24,13 @@ import (
 type service struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	server *Server
+	// trusting is set where the caller's word is enough.
+	trusting bool
 }
 
 // DeltaAggregatedResources serves a proxy that takes changes.
 func (s service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return s.server.serve(rpc, session.Delta, func() (request, error) {
+	return s.serve(rpc, session.Delta, func() (request, error) {
 		m, err := rpc.Recv()
 		if err != nil {
 			return request{}, err
@@ -44,7 +46,7 @@ func (s service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 
 // StreamAggregatedResources serves a proxy that takes the state of the world.
 func (s service) StreamAggregatedResources(rpc discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	return s.server.serve(rpc, session.SotW, func() (request, error) {
+	return s.serve(rpc, session.SotW, func() (request, error) {
 		m, err := rpc.Recv()
 		if err != nil {
 			return request{}, err
@@ -69,6 +71,7 @@ type stream struct {
 	server    *Server
 	rpc       grpc.ServerStream
 	variant   session.Variant
+	trusting  bool // the proxy's word is enough
 	proxy     scope.Proxy
 	connected time.Time
 
@@ -98,8 +101,9 @@ type stream struct {
 }
 
 // serve is the life of one stream.
-func (s *Server) serve(rpc grpc.ServerStream, v session.Variant, receive func() (request, error)) error {
-	st := &stream{server: s, rpc: rpc, variant: v, connected: time.Now(), idle: true, draining: s.draining,
+func (face service) serve(rpc grpc.ServerStream, v session.Variant, receive func() (request, error)) error {
+	s := face.server
+	st := &stream{server: s, trusting: face.trusting, rpc: rpc, variant: v, connected: time.Now(), idle: true, draining: s.draining,
 		requests: make(chan request), lost: make(chan error, 1), written: make(chan error, 1)}
 	if err := s.enter(); err != nil {
 		return s.refuse(st, err)
