@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"version":       {},
 	"testneed":      {},
 	"diag":          {"ref"},
-	"index":         {"diag", "ref"},
+	"index":         {"diag", "ref", "validate"},
 	"mesh":          {"ref"},
 	"translate":     {"diag", "index", "mesh", "ref"},
 	"scope":         {"mesh"},

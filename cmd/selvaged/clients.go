@@ -25,7 +25,7 @@ const (
 type clients struct {
 	core  kubernetes.Interface // Kubernetes' own kinds, in protobuf, which costs both sides a fraction of JSON
 	istio istioclient.Interface
-	own   dynamic.Interface // Selvage's own kinds
+	own   dynamic.Interface // Selvage's own kinds, and Istio's as they stand there
 	// reviews asks about tokens without waiting behind other requests: how many are open at once is the CA's to limit.
 	reviews authenticationclient.TokenReviewsGetter
 }

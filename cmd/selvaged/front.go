@@ -36,6 +36,7 @@ type front struct {
 	authorizer *ca.Authorizer
 	replica    string
 	ready      map[string]func() error // what must be so before traffic is sent here
+	gaps       func() []string         // what cannot be read at present, a sentence for each
 
 	stopping atomic.Bool
 }
@@ -185,7 +186,8 @@ func (f *front) statusHandler() http.Handler {
 	return http.TimeoutHandler(mux, 30*time.Second, "timed out\n")
 }
 
-// serveReady answers 200 when this replica can do its work, else 503 with a line for each thing that is missing.
+// serveReady answers 200 when this replica can do its work, with a line for each kind that it cannot read, else 503 with a line
+// for each thing that is missing.
 func (f *front) serveReady(w http.ResponseWriter, _ *http.Request) {
 	var missing []string
 	if f.stopping.Load() {
@@ -198,6 +200,9 @@ func (f *front) serveReady(w http.ResponseWriter, _ *http.Request) {
 	}
 	if len(missing) == 0 {
 		fmt.Fprintln(w, "ready")
+		for _, gap := range f.gaps() {
+			fmt.Fprintln(w, "cluster: "+gap)
+		}
 		return
 	}
 	slices.Sort(missing)

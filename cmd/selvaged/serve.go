@@ -82,7 +82,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	var model *mesh.Model // these two are used by the cluster's goroutine alone
 	found := problemLog{log: log}
 	cluster, err := kube.New(kube.Config{
-		Kubernetes: client, Istio: istio, Namespace: o.namespace, Revision: o.revision, TrustDomain: o.trustDomain, Log: log,
+		Kubernetes: client, Dynamic: clients.own, Namespace: o.namespace, Revision: o.revision, TrustDomain: o.trustDomain,
+		Events: recorder, Registerer: metrics, Log: log,
 		OnGone: func(uid types.UID) { authority.Gone(string(uid)) },
 		OnSnapshot: func(s *index.Snapshot) {
 			next, problems := translate.Model(model, s)
@@ -163,6 +164,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		options: o, log: log, metrics: metrics, authority: authority, proxies: proxies, admission: admission,
 		authorizer: authorizer, replica: replica,
 		ready: map[string]func() error{"cluster": cluster.Ready, "root": authority.Ready, "injection": injection.ready},
+		gaps:  cluster.Gaps,
 	}
 
 	work, ctx := errgroup.WithContext(ctx)

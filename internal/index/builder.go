@@ -1,6 +1,7 @@
 package index
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 )
@@ -25,6 +27,9 @@ type Config struct {
 	ClusterDomain string // the suffix of service hosts, "" for cluster.local
 }
 
+// revision is the revision by its name, also where it has none.
+func (c Config) revision() string { return cmp.Or(c.Revision, DefaultRevision) }
+
 // MeshConfigMap is the name of the ConfigMap that holds this revision's mesh configuration.
 func (c Config) MeshConfigMap() string {
 	if c.Revision == "" || c.Revision == DefaultRevision {
@@ -38,13 +43,12 @@ type Kind string
 
 // The kinds, by the name of their resource.
 const (
-	Namespaces          Kind = "namespaces"
-	Nodes               Kind = "nodes"
-	Services            Kind = "services"
-	EndpointSlices      Kind = "endpointslices"
-	Pods                Kind = "pods"
-	PeerAuthentications Kind = "peerauthentications"
-	ConfigMaps          Kind = "configmaps"
+	Namespaces     Kind = "namespaces"
+	Nodes          Kind = "nodes"
+	Services       Kind = "services"
+	EndpointSlices Kind = "endpointslices"
+	Pods           Kind = "pods"
+	ConfigMaps     Kind = "configmaps"
 )
 
 // Builder collects objects and gives snapshots of them. It is for one goroutine at a time.
@@ -74,6 +78,7 @@ type space struct {
 	slices    part[*EndpointSlice]
 	pods      part[*Pod]
 	policies  part[*PeerAuthentication]
+	resources [kindCount]part[*Resource]
 	published *Namespace
 }
 
@@ -90,12 +95,20 @@ func (p *part[T]) get(key string) T {
 	return p.table.Get(key)
 }
 
+// same compares two objects by what they say.
+func same[T object](a, b T) bool {
+	if one, ok := any(a).(interface{ equal(T) bool }); ok {
+		return one.equal(b)
+	}
+	return reflect.DeepEqual(a, b)
+}
+
 // put reports whether v, which may be nil for "gone", is something new.
 func (p *part[T]) put(key string, v T) bool {
-	if reflect.DeepEqual(p.get(key), v) {
+	if same(p.get(key), v) {
 		return false
 	}
-	if reflect.DeepEqual(p.table.Get(key), v) { // changed back: the published pointer stays
+	if same(p.table.Get(key), v) { // changed back: the published pointer stays
 		delete(p.pending, key)
 		return true
 	}
@@ -154,7 +167,8 @@ func New(c Config) (*Builder, error) {
 }
 
 // Set takes in an object that is new or has changed: *corev1.Service, Pod, Namespace, Node, ConfigMap,
-// *discoveryv1.EndpointSlice, *securityv1.PeerAuthentication. Others are an error. The object is not kept.
+// *discoveryv1.EndpointSlice, *securityv1.PeerAuthentication, *unstructured.Unstructured of a kind of Istio's API. Others are an
+// error. The object is not kept.
 func (b *Builder) Set(obj any) error { return b.apply(obj, false) }
 
 // Delete takes an object out. Only its name and namespace are read.
@@ -171,6 +185,10 @@ func (b *Builder) apply(obj any, gone bool) error {
 			return projectPeerAuthentication(o, b.config.Revision)
 		}
 		put(b, &b.space(o.Namespace).policies, o.Namespace, o.Name, unless(gone, project, o))
+	case *unstructured.Unstructured:
+		if !b.setIstio(o, gone) {
+			return fmt.Errorf("index object: %s is not a kind that is indexed", o.GroupVersionKind())
+		}
 	case *discoveryv1.EndpointSlice:
 		b.setSlice(objectName{o.Namespace, o.Name}, unless(gone, projectSlice, o))
 	case *corev1.Node:
@@ -283,14 +301,15 @@ func (b *Builder) forgetOthers(kind Kind, named map[objectName]bool) error {
 				b.dirty[name] = struct{}{}
 			}
 		}
-	case Services, Pods, PeerAuthentications:
+	default:
+		if kind != Services && kind != Pods && slot(kind) < 0 {
+			return fmt.Errorf("index list: %q is not a kind that is indexed", kind)
+		}
 		for name, s := range b.spaces {
 			if s.keep(kind, byNamespace[name]) {
 				b.dirty[name] = struct{}{}
 			}
 		}
-	default:
-		return fmt.Errorf("index list: %q is not a kind that is indexed", kind)
 	}
 	return nil
 }
@@ -301,9 +320,12 @@ func (s *space) keep(kind Kind, names map[string]bool) bool {
 		return s.services.keep(names)
 	case Pods:
 		return s.pods.keep(names)
-	default:
-		return s.policies.keep(names)
 	}
+	changed := s.resources[slot(kind)].keep(names)
+	if kind == PeerAuthentications {
+		changed = s.policies.keep(names) || changed
+	}
+	return changed
 }
 
 // SetUnavailable records that a kind cannot be read, until the problem is taken back with ok. What was read before stays.
@@ -367,7 +389,11 @@ func (s *space) flush(name string) bool {
 		Name: name, Labels: s.labels,
 		Services: s.services.table, Slices: s.slices.table, Pods: s.pods.table, PeerAuthentications: s.policies.table,
 	}
-	if !s.exists && next.Services == nil && next.Slices == nil && next.Pods == nil && next.PeerAuthentications == nil {
+	for i := range s.resources {
+		differs = s.resources[i].flush() || differs
+		next.resources[i] = s.resources[i].table
+	}
+	if !s.exists && next.Services == nil && next.Slices == nil && next.Pods == nil && next.PeerAuthentications == nil && next.resources == (tables{}) {
 		next = nil
 	}
 	was := s.published

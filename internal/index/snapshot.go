@@ -5,6 +5,7 @@ package index
 
 import (
 	"net/netip"
+	"slices"
 	"sort"
 
 	securityapi "istio.io/api/security/v1beta1"
@@ -32,6 +33,8 @@ type Namespace struct {
 	Slices              *Table[*EndpointSlice] // by service, then name; see SlicesOf
 	Pods                *Table[*Pod]
 	PeerAuthentications *Table[*PeerAuthentication]
+
+	resources tables
 }
 
 func (n *Namespace) key() string { return n.Name }
@@ -212,9 +215,12 @@ func (s *Snapshot) ChangedSince(before *Snapshot) (changed []ref.Ref) {
 		changed = appendChanges(changed, was.Slices, is.Slices)
 		changed = appendChanges(changed, was.Pods, is.Pods)
 		changed = appendChanges(changed, was.PeerAuthentications, is.PeerAuthentications)
+		for i := range is.resources {
+			changed = appendChanges(changed, was.resources[i], is.resources[i])
+		}
 	}
-	sort.Slice(changed, func(i, j int) bool { return ref.Compare(changed[i], changed[j]) < 0 })
-	return changed
+	slices.SortFunc(changed, ref.Compare)
+	return slices.Compact(changed) // a policy stands in two tables
 }
 
 func orEmpty(n *Namespace) *Namespace {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/selvage-mesh/selvage/internal/restart"
+	"github.com/selvage-mesh/selvage/internal/validate"
 )
 
 // grant is one right of the control plane and its reason. The lists are separated by spaces, so that the tables below read
@@ -27,7 +28,6 @@ var clusterGrants = []grant{
 	{"the world that proxies are told of", "core", "namespaces nodes pods services", "", "list watch"},
 	{"is the Service of a webhook there; the object of an Event", "core", "namespaces services", "", "get"},
 	{"the endpoints behind services", "discovery.k8s.io", "endpointslices", "", "list watch"},
-	{"mesh policy", "security.istio.io", "peerauthentications", "", "list watch"},
 	{"keep the caBundle of webhooks right, and remove those that a revision of Selvage's left behind", "admissionregistration.k8s.io",
 		"mutatingwebhookconfigurations validatingwebhookconfigurations", "", "get list watch patch delete"},
 	{"who is calling: proxies that want a certificate or configuration", "authentication.k8s.io", "tokenreviews", "", "create"},
@@ -36,6 +36,14 @@ var clusterGrants = []grant{
 	{"whose pods have no sidecar", "apps", "replicasets", "", "get"},
 	{"whose pods have no sidecar", "batch", "jobs", "", "get"},
 	{"say on the object itself what is wrong with it", "core", "events", "", "create patch"},
+}
+
+// istioGrants let the control plane read all kinds of Istio's API.
+func istioGrants() (grants []grant) {
+	for _, group := range validate.Groups() {
+		grants = append(grants, grant{"what the mesh is told to do", group, strings.Join(validate.ResourcesOf(group), " "), "", "list watch"})
+	}
+	return grants
 }
 
 // namespaceGrants hold in the control plane's own namespace.
@@ -84,7 +92,7 @@ func (o Options) access() []runtime.Object {
 	return []runtime.Object{
 		&corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: o.meta(account)},
 		&corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: sharedMeta(ReaderAccount, Namespace)},
-		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(cluster), Rules: rules(slices.Concat(clusterGrants, o.Authority.clusterGrants()))},
+		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(cluster), Rules: rules(slices.Concat(clusterGrants, istioGrants(), o.Authority.clusterGrants()))},
 		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: sharedMeta(reader, ""), Rules: []rbacv1.PolicyRule{
 			{NonResourceURLs: []string{DebugPath}, Verbs: []string{"get"}},
 		}},

@@ -11,8 +11,9 @@ import (
 	"sync"
 	"time"
 
-	istioclient "istio.io/client-go/pkg/clientset/versioned"
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
@@ -22,7 +23,7 @@ import (
 // Config is what a Cluster needs.
 type Config struct {
 	Kubernetes kubernetes.Interface
-	Istio      istioclient.Interface
+	Dynamic    dynamic.Interface // for the kinds of Istio's API
 	Namespace  string // of the control plane
 	Revision   string // "" for the default one
 	// TrustDomain that the CA signs for; "" takes the one of the mesh configuration.
@@ -31,8 +32,10 @@ type Config struct {
 	// OnSnapshot is told of every new state, one call after the other. While one runs, changes gather for the next.
 	OnSnapshot func(*index.Snapshot)
 	// OnGone is told of each pod and service account that is gone, and of "" when any may be; nil when nobody wants to know.
-	OnGone func(types.UID)
-	Log    *slog.Logger // nil for none
+	OnGone     func(types.UID)
+	Events     Events                // nil for none
+	Registerer prometheus.Registerer // nil for none
+	Log        *slog.Logger          // nil for none
 
 	// Quiet is how long nothing must change before a snapshot is taken, because one command of a user arrives by several
 	// watches; MaxWait is how long it may take altogether when changes go on. Zero for 10 ms and 200 ms.
@@ -51,6 +54,8 @@ type Cluster struct {
 	sources []*source
 	wake    chan struct{}
 
+	unavailable *prometheus.GaugeVec
+
 	mu        sync.Mutex // guards the builder, published and the state of the sources
 	builder   *index.Builder
 	published bool
@@ -59,7 +64,7 @@ type Cluster struct {
 // New gives a cluster that is not watched yet.
 func New(c Config) (*Cluster, error) {
 	switch {
-	case c.Kubernetes == nil || c.Istio == nil:
+	case c.Kubernetes == nil || c.Dynamic == nil:
 		return nil, errors.New("new cluster: a client is missing")
 	case c.OnSnapshot == nil:
 		return nil, errors.New("new cluster: nobody takes the snapshots")
@@ -78,7 +83,12 @@ func New(c Config) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("new cluster: %w", err)
 	}
-	cluster := &Cluster{config: c, log: c.Log, wake: make(chan struct{}, 1), builder: builder}
+	cluster := &Cluster{config: c, log: c.Log, wake: make(chan struct{}, 1), builder: builder, unavailable: newUnavailable()}
+	if c.Registerer != nil {
+		if err := c.Registerer.Register(cluster.unavailable); err != nil {
+			return nil, fmt.Errorf("new cluster: register metrics: %w", err)
+		}
+	}
 	cluster.sources = sources(c, indexed.MeshConfigMap())
 	return cluster, nil
 }
@@ -215,35 +225,29 @@ func (c *Cluster) attempted(s *source, verb string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := s.failed[verb]
-	switch {
-	case err == nil:
+	if err == nil {
 		c.succeeded(s, verb)
-	case before != nil && isDenied(before) && !isDenied(err): // a refusal stays the cause while the server is away
-	default:
+		return
+	}
+	if isBroken(err) {
+		s.broken[verb]++
+	}
+	if before == nil || !isDenied(before) || isDenied(err) { // a refusal stays the cause while the server is away
 		s.failed[verb] = err
 		if before == nil || isDenied(before) != isDenied(err) {
 			c.log.Warn("cannot read from the API server; retrying", "resource", s.kind, "error", s.failure())
 		}
 	}
-	c.reportDenied(s)
+	c.reportGap(s)
 }
 
 // succeeded forgets the failure of a verb. The mutex is held.
 func (c *Cluster) succeeded(s *source, verb string) {
 	failing := len(s.failed) > 0
 	delete(s.failed, verb)
+	delete(s.broken, verb)
 	if failing && len(s.failed) == 0 {
 		c.log.Info("reading from the API server again", "resource", s.kind)
 	}
-	c.reportDenied(s)
-}
-
-// reportDenied makes a refusal a problem of the snapshot, or takes it back. The mutex is held.
-func (c *Cluster) reportDenied(s *source) {
-	if denied := s.denied(); denied != nil {
-		c.builder.SetUnavailable(s.kind, s.problem(denied))
-	} else {
-		c.builder.SetAvailable(s.kind)
-	}
-	c.poke()
+	c.reportGap(s)
 }

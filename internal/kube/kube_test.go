@@ -11,17 +11,18 @@ import (
 	"testing/synctest"
 	"time"
 
-	securityapi "istio.io/api/security/v1beta1"
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
-	istiofake "istio.io/client-go/pkg/clientset/versioned/fake"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/yaml"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/index"
@@ -33,7 +34,9 @@ import (
 type fixture struct {
 	t         *testing.T
 	kube      *fake.Clientset
-	istio     *istiofake.Clientset
+	istio     *dynamicfake.FakeDynamicClient
+	events    []string
+	metrics   *prometheus.Registry
 	cluster   *kube.Cluster
 	snapshots []*index.Snapshot
 	logs      bytes.Buffer
@@ -41,14 +44,39 @@ type fixture struct {
 	refused sync.Map
 }
 
-// lists is a client that says, as Kubernetes' own fake does, that it does not stream lists.
-type lists struct{ *istiofake.Clientset }
+// newDynamic is an API server that has all kinds of Istio's API.
+func newDynamic() *dynamicfake.FakeDynamicClient {
+	lists := map[schema.GroupVersionResource]string{}
+	for _, k := range index.IstioKinds() {
+		for _, v := range k.Versions {
+			lists[schema.GroupVersionResource{Group: k.Group, Version: v, Resource: string(k.Kind)}] = k.Name + "List"
+		}
+	}
+	return dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), lists)
+}
 
-func (lists) IsWatchListSemanticsUnSupported() bool { return true }
+// Event notes what is told of an object.
+func (f *fixture) Event(o runtime.Object, kind, reason, message string) {
+	r, _ := o.(*corev1.ObjectReference)
+	f.events = append(f.events, fmt.Sprintf("%s/%s %s %s: %s", r.Kind, r.Name, kind, reason, message))
+}
+
+// write puts an object of Istio's API, in YAML, into the API server.
+func (f *fixture) write(version, resource, text string) {
+	f.t.Helper()
+	o := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal([]byte(text), o); err != nil {
+		f.t.Fatal(err)
+	}
+	gvr := schema.GroupVersionResource{Group: o.GroupVersionKind().Group, Version: version, Resource: resource}
+	if _, err := f.istio.Resource(gvr).Namespace(o.GetNamespace()).Create(f.t.Context(), o, metav1.CreateOptions{}); err != nil {
+		f.t.Fatal(err)
+	}
+}
 
 func inBubble(t *testing.T, test func(t *testing.T, f *fixture)) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &fixture{t: t, kube: fake.NewClientset(), istio: istiofake.NewSimpleClientset()}
+		f := &fixture{t: t, kube: fake.NewClientset(), istio: newDynamic(), metrics: prometheus.NewRegistry()}
 		f.add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
 		f.add(service("web"))
 		refuse := func(action clienttesting.Action) (bool, runtime.Object, error) {
@@ -59,7 +87,7 @@ func inBubble(t *testing.T, test func(t *testing.T, f *fixture)) {
 		f.kube.PrependReactor("list", "*", refuse)
 		f.istio.PrependReactor("list", "*", refuse)
 		cluster, err := kube.New(kube.Config{
-			Kubernetes: f.kube, Istio: lists{f.istio}, Namespace: "istio-system",
+			Kubernetes: f.kube, Dynamic: f.istio, Namespace: "istio-system", Events: f, Registerer: f.metrics,
 			OnSnapshot: func(s *index.Snapshot) { f.snapshots = append(f.snapshots, s) },
 			Log:        slog.New(slog.NewTextHandler(&f.logs, nil)),
 		})
@@ -108,11 +136,13 @@ func service(name string) *corev1.Service {
 	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}}
 }
 
-func strict(ns string) *securityv1.PeerAuthentication {
-	p := &securityv1.PeerAuthentication{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}}
-	p.Spec.Mtls = &securityapi.PeerAuthentication_MutualTLS{Mode: securityapi.PeerAuthentication_MutualTLS_STRICT}
-	return p
-}
+// strict is a policy of namespace shop.
+const strict = `
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {namespace: shop, name: default}
+spec: {mtls: {mode: STRICT}}
+`
 
 func forbidden(resource, verb string) error {
 	return apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "",
@@ -133,9 +163,7 @@ func TestMain(m *testing.M) {
 
 func TestFirstSnapshotHasEverything(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fixture) {
-		if _, err := f.istio.SecurityV1().PeerAuthentications("shop").Create(t.Context(), strict("shop"), metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		f.write("v1", "peerauthentications", strict)
 		f.add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelTopologyZone: "z"}}})
 		f.add(&corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio"}, Data: map[string]string{"mesh": "trustDomain: example.org"},
@@ -252,9 +280,7 @@ func TestMissingPolicyKindDoesNotHoldUpTheRest(t *testing.T) {
 				if len(s.Problems) != 1 || s.Problems[0].Code != diag.SourceUnavailable || !strings.Contains(s.Problems[0].Detail, "no PeerAuthentication is in force") {
 					t.Fatalf("the problems are %v", s.Problems)
 				}
-				if _, err := f.istio.SecurityV1().PeerAuthentications("shop").Create(t.Context(), strict("shop"), metav1.CreateOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				f.write("v1", "peerauthentications", strict)
 				f.refused.Delete("peerauthentications list")
 				f.pass(10 * time.Second)
 				s = f.latest()
@@ -294,7 +320,7 @@ func TestRevisionReadsItsOwnMeshConfig(t *testing.T) {
 		}
 		var err error
 		f.cluster, err = kube.New(kube.Config{
-			Kubernetes: f.kube, Istio: lists{f.istio}, Namespace: "istio-system", Revision: "canary",
+			Kubernetes: f.kube, Dynamic: f.istio, Namespace: "istio-system", Revision: "canary",
 			OnSnapshot: func(s *index.Snapshot) { f.snapshots = append(f.snapshots, s) },
 		})
 		if err != nil {

@@ -4,17 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"time"
 
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -43,6 +47,8 @@ type source struct {
 	// Guarded by the cluster's mutex.
 	read   bool             // the kind was listed once
 	failed map[string]error // the last failure of each verb since it last went well
+	broken map[string]int   // how often each verb has failed in a row though the API server can answer
+	gap    *gap             // nil while nothing is refused
 }
 
 // lister is how clients list one kind.
@@ -53,7 +59,7 @@ type lister[L runtime.Object] interface {
 
 func newSource[L runtime.Object](kind index.Kind, object runtime.Object, l lister[L]) *source {
 	return &source{
-		kind: kind, object: object, failed: map[string]error{}, place: "in the whole cluster",
+		kind: kind, object: object, failed: map[string]error{}, broken: map[string]int{}, place: "in the whole cluster",
 		list:  func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return l.List(ctx, o) },
 		watch: l.Watch,
 	}
@@ -75,16 +81,15 @@ func sources(c Config, meshConfigMap string) []*source {
 	nodes := newSource(index.Nodes, &corev1.Node{}, k.CoreV1().Nodes())
 	nodes.optional, nodes.without = true, "nothing is known of regions and zones"
 
-	policies := newSource(index.PeerAuthentications, &securityv1.PeerAuthentication{}, c.Istio.SecurityV1().PeerAuthentications(""))
-	policies.group, policies.client = securityv1.GroupName, c.Istio
-	policies.optional, policies.guards, policies.without = true, true, "no PeerAuthentication is in force: every port takes plain text too"
-
 	meshConfig := newSource(index.ConfigMaps, &corev1.ConfigMap{}, k.CoreV1().ConfigMaps(c.Namespace))
 	meshConfig.selector = "metadata.name=" + meshConfigMap
 	meshConfig.place = "in namespace " + c.Namespace
 	meshConfig.role = ref.Ref{Group: rbacv1.GroupName, Kind: "Role", Namespace: c.Namespace, Name: "istiod" + suffix}
 
-	all := []*source{namespaces, nodes, services, slices, pods, policies, meshConfig}
+	all := []*source{namespaces, nodes, services, slices, pods, meshConfig}
+	for _, k := range index.IstioKinds() {
+		all = append(all, istioSource(c, k))
+	}
 	for _, s := range all {
 		if s.client == nil {
 			s.client = k
@@ -96,25 +101,78 @@ func sources(c Config, meshConfigMap string) []*source {
 	return all
 }
 
+// istioSource reads one kind of Istio's API, in the first of its versions that the API server has. It is read as it stands there, so
+// that an object that makes no sense is that object's problem and not the list's.
+func istioSource(c Config, k index.IstioKind) *source {
+	s := &source{
+		kind: k.Kind, group: k.Group, object: &unstructured.Unstructured{}, client: c.Dynamic, failed: map[string]error{}, broken: map[string]int{},
+		place: "in the whole cluster", optional: true, guards: k.Guards, without: k.Without,
+	}
+	var version atomic.Int32 // that was served last
+	at := func(i int32) dynamic.NamespaceableResourceInterface {
+		return c.Dynamic.Resource(schema.GroupVersionResource{Group: k.Group, Version: k.Versions[i], Resource: string(k.Kind)})
+	}
+	s.list = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		list, err := at(version.Load()).List(ctx, o)
+		for i := range k.Versions {
+			if !apierrors.IsNotFound(err) {
+				break
+			}
+			next, second := at(int32(i)).List(ctx, o)
+			if list, err = next, second; err == nil {
+				version.Store(int32(i))
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return list, nil
+	}
+	s.watch = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return at(version.Load()).Watch(ctx, o) }
+	return s
+}
+
 // isDenied reports whether the API server says no to a kind, rather than that it cannot answer.
 func isDenied(err error) bool {
 	return apierrors.IsForbidden(err) || apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err)
 }
 
-// denied says why the source cannot be read when the API server refuses it, and is nil otherwise.
+// isBroken reports whether the API server answers, and cannot give this one kind: a definition's conversion that fails, stored
+// objects that cannot be read. That it is busy, or on its way up, is no such answer.
+func isBroken(err error) bool {
+	var status apierrors.APIStatus
+	return errors.As(err, &status) && !isDenied(err) && !apierrors.IsServiceUnavailable(err) && !apierrors.IsTooManyRequests(err) &&
+		!apierrors.IsServerTimeout(err) && !apierrors.IsTimeout(err) && !apierrors.IsUnauthorized(err) && !apierrors.IsResourceExpired(err)
+}
+
+// brokenAfter is how many failures in a row are no accident.
+const brokenAfter = 3
+
+// verbs are what is asked of the API server, in the order in which it happens.
+var verbs = []string{"list", "watch"}
+
+// denied says why the source cannot be read when the API server refuses it, or fails with it again and again, and is nil otherwise.
 func (s *source) denied() error {
-	for _, verb := range []string{"list", "watch"} {
+	_, err := s.deniedVerb()
+	return err
+}
+
+func (s *source) deniedVerb() (verb string, err error) {
+	for _, verb := range verbs {
 		err := s.failed[verb]
 		switch {
-		case err == nil || !isDenied(err):
+		case err == nil:
+		case s.broken[verb] >= brokenAfter:
+			return verb, fmt.Errorf("%s %s %s: the API server fails again and again: %w", verb, s.resource(), s.place, err)
+		case !isDenied(err):
 		case apierrors.IsForbidden(err):
-			return fmt.Errorf("%s %s %s: %s does not grant the verb %s: %w", verb, s.resource(), s.place, s.role, verb, err)
+			return verb, fmt.Errorf("%s %s %s: %s does not grant the verb %s: %w", verb, s.resource(), s.place, s.role, verb, err)
 		default:
-			return fmt.Errorf("%s %s: the API server does not serve them, there may be no CustomResourceDefinition %s: %w",
+			return verb, fmt.Errorf("%s %s: the API server does not serve them, there may be no CustomResourceDefinition %s: %w",
 				verb, s.resource(), s.resource(), err)
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // dispensable reports that the first snapshot need not wait for the source: it is optional, and the API server refuses it, or,
@@ -127,7 +185,7 @@ func (s *source) dispensable() bool {
 		return true
 	}
 	for _, err := range s.failed {
-		if apierrors.IsForbidden(err) {
+		if !apierrors.IsNotFound(err) && !apierrors.IsMethodNotSupported(err) {
 			return false
 		}
 	}
@@ -139,7 +197,7 @@ func (s *source) failure() error {
 	if err := s.denied(); err != nil {
 		return err
 	}
-	for _, verb := range []string{"list", "watch"} {
+	for _, verb := range verbs {
 		if err := s.failed[verb]; err != nil {
 			return fmt.Errorf("%s %s: %w", verb, s.resource(), err)
 		}
@@ -154,15 +212,26 @@ func (s *source) resource() string {
 	return string(s.kind) + "." + s.group
 }
 
+// custom reports whether a CustomResourceDefinition makes the kind.
+func (s *source) custom() bool { return strings.HasSuffix(s.group, ".istio.io") }
+
 // problem says what it means for the mesh that the source is refused, as denied says.
 func (s *source) problem(denied error) diag.Problem {
 	p := diag.Problem{
 		Code: diag.SourceUnavailable, Severity: diag.Error, Object: s.role,
 		Detail: denied.Error() + "; " + s.without, Hint: "`selvage install` grants it",
 	}
-	if !apierrors.IsForbidden(denied) {
+	switch {
+	case apierrors.IsForbidden(denied):
+	case isBroken(denied):
 		p.Object = ref.Ref{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition", Name: s.resource()}
-		p.Hint = "`selvage install` creates it"
+		p.Hint = "`kubectl get " + s.resource() + " -A` shows the same failure; the definition's conversion and its stored objects are the places to look"
+		if !s.custom() {
+			p.Object = s.role
+		}
+	default:
+		p.Object = ref.Ref{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition", Name: s.resource()}
+		p.Hint, p.Severity = "`selvage install` creates it", diag.Warning // what is not defined, nobody misses
 	}
 	if s.read {
 		p.Detail = denied.Error() + "; what was read before stays in force"

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -38,13 +38,21 @@ func parse(t testing.TB, stream string) (objects []any) {
 			"Pod":                func() any { return &corev1.Pod{} },
 			"ConfigMap":          func() any { return &corev1.ConfigMap{} },
 			"EndpointSlice":      func() any { return &discoveryv1.EndpointSlice{} },
-			"PeerAuthentication": func() any { return &securityv1.PeerAuthentication{} },
 		}[head.Kind]
+		if i := slices.IndexFunc(index.IstioKinds(), func(k index.IstioKind) bool { return k.Name == head.Kind }); i >= 0 {
+			k := index.IstioKinds()[i]
+			made = func() any { return &unstructured.Unstructured{} }
+			doc = strings.TrimSpace(doc) + "\napiVersion: " + k.Group + "/" + k.Versions[0] + "\n"
+		}
 		if made == nil {
 			t.Fatalf("parse object: kind %q is not one of the test's\n%s", head.Kind, doc)
 		}
 		obj := made()
-		if err := yaml.UnmarshalStrict([]byte(doc), obj); err != nil {
+		read := yaml.UnmarshalStrict
+		if _, ok := obj.(*unstructured.Unstructured); ok {
+			read = yaml.Unmarshal // its apiVersion may stand there twice
+		}
+		if err := read([]byte(doc), obj); err != nil {
 			t.Fatalf("parse %s: %v\n%s", head.Kind, err, doc)
 		}
 		objects = append(objects, obj)

@@ -31,6 +31,7 @@ type namespace struct {
 	pods     map[string]*podPart     // by name
 
 	serviceProblems, podProblems []diag.Problem // of all services and pods, sorted, each once
+	resourceProblems             []diag.Problem // of the objects of Istio's API, each looked at alone
 
 	selected *selection               // of view's services; nil when no pod has needed it yet
 	inbounds map[string]*mesh.Inbound // by content: those that pods have, and perhaps some that they had
@@ -98,12 +99,15 @@ func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *
 	}
 	n := &namespace{
 		source: ns, view: g.seen(ns), globals: g, nodes: nodes, auth: prev.auth, services: prev.services, pods: prev.pods,
-		serviceProblems: prev.serviceProblems, podProblems: prev.podProblems, selected: prev.selected, inbounds: prev.inbounds,
+		serviceProblems: prev.serviceProblems, podProblems: prev.podProblems, resourceProblems: prev.resourceProblems, selected: prev.selected, inbounds: prev.inbounds,
 	}
 	if prev.source == nil || prev.view.PeerAuthentications != n.view.PeerAuthentications {
 		n.auth = authenticationOf(n.view, g)
 	}
 	moved := changedNodes(prev.nodes, nodes)
+	if prev.source == nil || !prev.view.SameResources(n.view) {
+		n.resourceProblems = resourceProblems(n.view)
+	}
 	pods, touched := n.translatePods(prev, moved)
 	return n, changes{n.translateServices(prev, moved, touched), pods}
 }

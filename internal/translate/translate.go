@@ -75,7 +75,9 @@ func translate(was *memo, snap *index.Snapshot) (is *memo, changed map[string]ch
 		if is.namespaces[ns.Name] = n; n != before {
 			changed[ns.Name] = what
 		}
-		problems = append(append(append(problems, n.auth.problems...), n.serviceProblems...), n.podProblems...)
+		for _, more := range [][]diag.Problem{n.auth.problems, n.serviceProblems, n.podProblems, n.resourceProblems} {
+			problems = append(problems, more...)
+		}
 	}
 	for name, before := range was.namespaces {
 		if is.namespaces[name] == nil {

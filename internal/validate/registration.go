@@ -20,11 +20,25 @@ func ConfigurationName(revision, namespace string) string {
 // Resources are the plural names of the kinds, as in URLs.
 func Resources() (names []string) {
 	for _, k := range kinds {
-		name := strings.ToLower(k.name)
-		if stem, ok := strings.CutSuffix(name, "y"); ok && name != "gateway" {
-			name = stem + "ie"
-		}
-		names = append(names, name+"s")
+		names = append(names, k.resource())
 	}
 	return names
+}
+
+// ResourcesOf are those of one group.
+func ResourcesOf(group string) (names []string) {
+	for _, k := range kinds {
+		if k.group == group {
+			names = append(names, k.resource())
+		}
+	}
+	return names
+}
+
+func (k kind) resource() string {
+	name := strings.ToLower(k.name)
+	if stem, ok := strings.CutSuffix(name, "y"); ok && name != "gateway" {
+		name = stem + "ie"
+	}
+	return name + "s"
 }

@@ -107,6 +107,25 @@ type object struct {
 // ErrNotJSON is returned for input that is no JSON object.
 var ErrNotJSON = errors.New("it is no JSON object of Kubernetes")
 
+// Spec reads the spec of an object as Object does, from JSON. The message is nil when it cannot be read, or when the kind is not one
+// of Istio's API, which ok tells apart; a field that the message does not have is a Warning, and all that is wrong with values is
+// among the problems too.
+func Spec(of ref.Ref, raw json.RawMessage) (read proto.Message, problems []diag.Problem, ok bool) {
+	k := find(of.Group, of.Kind)
+	if k == nil {
+		return nil, nil, false
+	}
+	c := &check{object: of}
+	m := k.spec()
+	if len(raw) > 0 && !c.decode(raw, m) {
+		return nil, c.problems, true
+	}
+	if k.check != nil {
+		k.check(c, m)
+	}
+	return m, c.problems, true
+}
+
 // Object gives the problems of one object, given as JSON; none for kinds that are not of Istio's API. An Error is a reason to refuse
 // it, a Warning is not. The error is ErrNotJSON, wrapped.
 func Object(raw []byte) ([]diag.Problem, error) {
@@ -118,19 +137,6 @@ func Object(raw []byte) ([]diag.Problem, error) {
 	if !grouped {
 		return nil, nil // a core kind of Kubernetes
 	}
-	k := find(group, o.Kind)
-	if k == nil {
-		return nil, nil
-	}
-	c := &check{object: ref.Ref{Group: group, Kind: o.Kind, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name, Generation: o.Metadata.Generation}}
-	spec := k.spec()
-	if len(o.Spec) > 0 {
-		if !c.decode(o.Spec, spec) {
-			return c.problems, nil
-		}
-	}
-	if k.check != nil {
-		k.check(c, spec)
-	}
-	return c.problems, nil
+	_, problems, _ := Spec(ref.Ref{Group: group, Kind: o.Kind, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name, Generation: o.Metadata.Generation}, o.Spec)
+	return problems, nil
 }
