@@ -40,6 +40,9 @@ const (
 	// WebhooksNotHeld marks the policy that holds a revision's webhooks, which is installed and does not do its work.
 	WebhooksNotHeld Code = "SEL0046"
 
+	// InjectionNotByPolicy marks a revision whose pods the API server does not inject by its policy, though it is installed.
+	InjectionNotByPolicy Code = "SEL0047"
+
 	// WebhookMissing marks a revision whose webhook the API server does not call.
 	WebhookMissing Code = "SEL0060"
 	// WebhookServiceMissing marks a webhook that leads to a Service or port that does not exist.

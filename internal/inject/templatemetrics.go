@@ -137,16 +137,21 @@ type scrape struct {
 	port   int32    // the agent's
 }
 
+// notTheApplications are the ports of the mesh in this pod.
+func (s *podSettings) notTheApplications() []int {
+	if s.agentPort == agentPort && s.answersAlso() == 0 {
+		return meshPorts
+	}
+	own := slices.DeleteFunc(slices.Clone(meshPorts), func(port int) bool { return port == agentPort })
+	return append(own, int(s.agentPort), int(s.answersAlso()))
+}
+
 // useScrape reads how the application wants to be scraped.
 func (s *podSettings) useScrape(annotations map[string]string) (err error) {
 	if !s.mergeMetrics {
 		return nil
 	}
-	own := meshPorts
-	if s.agentPort != agentPort || s.answersAlso() != 0 {
-		own = slices.DeleteFunc(slices.Clone(meshPorts), func(port int) bool { return port == agentPort })
-		own = append(own, int(s.agentPort), int(s.answersAlso()))
-	}
+	own := s.notTheApplications()
 	sc := scrape{port: s.agentPort}
 	if sc.app, sc.read, sc.merged, err = scrapeOf(annotations, own); err != nil {
 		return err

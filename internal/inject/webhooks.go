@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"istio.io/api/annotation"
 	"istio.io/api/label"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -45,6 +46,9 @@ type Registration struct {
 	// EnableNamespacesByDefault asks for pods of namespaces without any label too: the value of that name of Istio's charts.
 	// It concerns the default revision and the default tag.
 	EnableNamespacesByDefault bool
+	// AfterPolicy says that an admission policy injects first, within the API server: the webhook is called for pods that have no sidecar
+	// by then, and so is not needed for the others.
+	AfterPolicy bool
 }
 
 // Name is the configuration's, as Istio's tools know it.
@@ -171,7 +175,23 @@ func (r Registration) entry(name string, excluded []string, namespace, object re
 	for _, c := range neverInjected {
 		w.MatchConditions = append(w.MatchConditions, c.of(""))
 	}
+	if r.AfterPolicy {
+		w.MatchConditions = append(w.MatchConditions, notInjected.of(""))
+	}
 	return w
+}
+
+// IsAfterPolicy reports whether an entry is called only where a policy has not injected.
+func IsAfterPolicy(w *admissionv1.MutatingWebhook) bool {
+	return slices.ContainsFunc(w.MatchConditions, func(m admissionv1.MatchCondition) bool { return m.Name == notInjected.name })
+}
+
+// SetAfterPolicy makes an entry one that is called only where a policy has not injected, or one that is always called.
+func SetAfterPolicy(w *admissionv1.MutatingWebhook, after bool) {
+	w.MatchConditions = slices.DeleteFunc(slices.Clone(w.MatchConditions), func(m admissionv1.MatchCondition) bool { return m.Name == notInjected.name })
+	if after {
+		w.MatchConditions = append(w.MatchConditions, notInjected.of(""))
+	}
 }
 
 // Client leads to a path of the webhook.
@@ -217,6 +237,12 @@ var askInOwn = condition{"own-namespace-asks", "request.namespace != 'NAMESPACE'
 	"object.metadata.labels['" + label.SidecarInject.Name + "'] == 'true'",
 	func(pod *corev1.Pod, namespace string) bool { return pod.Namespace != namespace || asksByLabel(pod) }}
 
+// notInjected keeps pods that have their sidecar from costing a call: they got it from a policy of the API server's.
+var notInjected = condition{"not-injected", "!(has(object.metadata.annotations) && '" + annotation.SidecarStatus.Name + "' in object.metadata.annotations && " +
+	"object.metadata.annotations['" + annotation.SidecarStatus.Name + "'] != '' && (object.spec.containers.exists(c, c.name == '" + ProxyContainer + "') || " +
+	"has(object.spec.initContainers) && object.spec.initContainers.exists(c, c.name == '" + ProxyContainer + "')))",
+	func(pod *corev1.Pod, _ string) bool { return !injected(pod) }}
+
 // asksLabel reports whether the pod has the label at all; the annotation counts for nothing then.
 func asksLabel(pod *corev1.Pod) bool { _, has := pod.Labels[label.SidecarInject.Name]; return has }
 
@@ -227,7 +253,7 @@ func (c condition) of(namespace string) admissionv1.MatchCondition {
 
 // conditionOf finds the Go form of an expression of ours; nil for any other.
 func conditionOf(m admissionv1.MatchCondition) func(*corev1.Pod) bool {
-	for _, c := range append(slices.Clone(neverInjected), askInOwn) {
+	for _, c := range append(slices.Clone(neverInjected), askInOwn, notInjected) {
 		before, after, placed := strings.Cut(c.expression, "NAMESPACE")
 		rest, found := strings.CutPrefix(m.Expression, before)
 		namespace, ends := strings.CutSuffix(rest, after)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/policy"
 	"github.com/selvage-mesh/selvage/internal/probe/verdict"
 	"github.com/selvage-mesh/selvage/internal/revision"
 )
@@ -34,6 +35,37 @@ func (o Options) settings() (inject.Settings, error) {
 		}
 	}
 	return s, nil
+}
+
+// Who injects.
+const (
+	ByWebhook     = "webhook" // the control plane, which the API server calls
+	ByPolicy      = "policy"  // the API server itself, and the webhook what that cannot
+	AutoInjection = "auto"    // ByPolicy where it can be
+)
+
+// settled decides who injects: ByPolicy or ByWebhook. why says what keeps the policy from it; where it was asked for, that is an error.
+func (o Options) settled(s inject.Settings) (_ Options, why string, err error) {
+	if o.Injection == "" || o.Injection == ByWebhook {
+		o.Injection = ByWebhook
+		return o, "", nil
+	}
+	if o.MutatingPolicies != policy.MutatingVersions[0] {
+		why = "the API server does not serve MutatingAdmissionPolicy v1 (Kubernetes 1.36)"
+	} else if config, _ := s.Compile(); config != nil { // what is wrong with it was reported before
+		if _, problems := policy.NewTemplate(config); len(problems) > 0 {
+			why = problems[0].Detail + " (" + strings.TrimPrefix(problems[0].Field, "data.") + ")"
+		}
+	}
+	switch {
+	case why == "":
+		o.Injection = ByPolicy
+	case o.Injection == ByPolicy:
+		return o, why, fmt.Errorf("inject by policy: %s; use --injection webhook, or auto", why)
+	default:
+		o.Injection = ByWebhook
+	}
+	return o, why, nil
 }
 
 // values are what the options say in the format of the injector's values, laid over the built-in ones. An image of the form
@@ -66,7 +98,7 @@ func (o Options) values() map[string]any {
 func (o Options) webhooks() (out []*admissionv1.MutatingWebhookConfiguration) {
 	r := inject.Registration{
 		Revision:                  o.revision(),
-		EnableNamespacesByDefault: o.EnableNamespacesByDefault,
+		EnableNamespacesByDefault: o.EnableNamespacesByDefault, AfterPolicy: o.Injection == ByPolicy,
 		Endpoint:                  inject.Endpoint{Namespace: Namespace, Service: o.Name(appName), URL: strings.TrimSuffix(o.WebhookURL, "/")},
 	}
 	out = append(out, r.Configuration())

@@ -101,6 +101,8 @@ type Options struct {
 	HeldWebhooks bool
 	// Guards are the admission policies that look for what harms a mesh.
 	Guards policy.Guards
+	// Injection is who injects: ByWebhook ("" too), ByPolicy, or AutoInjection for the policy where the API server and the templates allow it.
+	Injection string
 	// MutatingPolicies is the version of MutatingAdmissionPolicy that is rendered: v1, v1beta1, or "" for a cluster that has none. An
 	// Installer takes what the API server serves.
 	MutatingPolicies string
@@ -199,6 +201,9 @@ func (o Options) Validate() error {
 	}
 	if o.EnableNamespacesByDefault && o.revision() != DefaultRevision && !slices.Contains(o.Tags, inject.DefaultTag) {
 		return fmt.Errorf("namespaces without a label get sidecars from the default revision: make revision %s that one (--set-default)", o.revision())
+	}
+	if !slices.Contains([]string{"", AutoInjection, ByPolicy, ByWebhook}, o.Injection) {
+		return fmt.Errorf("injection %q: it is auto, policy or webhook", o.Injection)
 	}
 	if o.MutatingPolicies != "" && !slices.Contains(policy.MutatingVersions, o.MutatingPolicies) {
 		return fmt.Errorf("version %q of MutatingAdmissionPolicy is not known: %s are, and none", o.MutatingPolicies, list(policy.MutatingVersions))

@@ -23,6 +23,9 @@ func (o Options) policies() (out []runtime.Object) {
 	if o.holdsWebhooks() {
 		out = append(out, policy.Held(o.revision())...)
 	}
+	if o.Injection == ByPolicy {
+		out = append(out, policy.Injection(o.revision(), Namespace)...)
+	}
 	out = append(out, o.Guards.Shared(Namespace)...)
 	return append(out, o.Guards.OfRevision(o.revision(), Namespace)...)
 }
@@ -41,8 +44,12 @@ func (o Options) served(u *unstructured.Unstructured) *unstructured.Unstructured
 // policyAccess lets the control plane keep its parameters: these objects, which an installation makes where they are wanted, and no other.
 // It can neither make one nor change what a policy does. It may look for them everywhere, so that it can tell that there are none.
 func (o Options) policyAccess() []runtime.Object {
-	grants := []grant{{"what the API server puts into webhooks, and what the guards look at", policy.ParameterKind.Group, policy.ParameterResource.Resource,
-		strings.Join([]string{policy.HeldName(o.revision()), policy.MeshedName(o.revision()), policy.RevisionsName}, " "), "get watch patch"}}
+	names := []string{policy.HeldName(o.revision()), policy.MeshedName(o.revision()), policy.RevisionsName}
+	if o.Injection == ByPolicy {
+		names = append(names, policy.InjectionName(o.revision()), policy.TrialName(o.revision()))
+	}
+	grants := []grant{{"what the API server puts into webhooks and pods, and what the guards look at", policy.ParameterKind.Group, policy.ParameterResource.Resource,
+		strings.Join(names, " "), "get watch patch"}}
 	name := o.clusterRole() + "-policies"
 	return []runtime.Object{
 		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(name), Rules: rules(grants)},
@@ -74,7 +81,15 @@ func (i *Installer) withServed(o Options) (Options, error) {
 		i.say("this API server has no MutatingAdmissionPolicies (Kubernetes 1.36): the control plane alone keeps the webhooks right")
 	}
 	o.MutatingPolicies = version
-	return o, nil
+	settings, err := o.settings()
+	if err != nil {
+		return o, err
+	}
+	o, why, err := o.settled(settings)
+	if err == nil && why != "" {
+		i.say("pods are injected by the webhook: %s", why)
+	}
+	return o, err
 }
 
 // mutatingVersion is the best version of MutatingAdmissionPolicy that the API server serves, "" for none.

@@ -26,6 +26,9 @@ func Render(o Options) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o, _, err = o.settled(settings); err != nil {
+		return nil, err
+	}
 	o.TrustDomain = settings.Mesh.GetTrustDomain() // the control plane and the sidecars agree
 	configMaps, err := settings.ConfigMaps()
 	if err != nil {

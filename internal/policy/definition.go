@@ -25,8 +25,10 @@ func Definition() *unstructured.Unstructured {
 		"enabled":        object{"type": "boolean", "description": "whether a pod gets a sidecar that says nothing itself (policy of the injector configuration)"},
 		"never":          list("neverInjectSelector of the injector configuration", requirements()),
 		"always":         list("alwaysInjectSelector of the injector configuration", requirements()),
-		"revisions":      list("values of istio.io/rev that a webhook of this cluster answers", text("")),
-		"asOf":           text("when users were counted, as RFC 3339"),
+		"injection": object{"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+			"description": "the sidecar of a pod that says nothing about it, and where the pod's own wishes go: made by the control plane of its template"},
+		"revisions": list("values of istio.io/rev that a webhook of this cluster answers", text("")),
+		"asOf":      text("when users were counted, as RFC 3339"),
 		"users": list("who uses which revision; absent when nobody keeps it", object{"type": "object", "required": []any{"name", "revision"}, "properties": object{
 			"name":       text("the value of istio.io/rev: a revision or a tag"),
 			"revision":   text("the revision that it leads to"),

@@ -193,11 +193,13 @@ func point(c, target *admissionv1.MutatingWebhookConfiguration) {
 			first = &w.ClientConfig
 		}
 	}
+	after := slices.ContainsFunc(target.Webhooks, func(w admissionv1.MutatingWebhook) bool { return inject.IsAfterPolicy(&w) })
 	for i := range c.Webhooks {
 		w := &c.Webhooks[i]
 		if !isMesh(Mutating, w.Name) {
 			continue
 		}
+		inject.SetAfterPolicy(w, after)
 		from := byName[w.Name]
 		if from == nil {
 			from = first
