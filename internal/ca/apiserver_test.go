@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/ptr"
 
+	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/pki"
 	"github.com/selvage-mesh/selvage/internal/trust"
 )
@@ -76,6 +77,7 @@ func (c *cluster) controlPlane() kubernetes.Interface {
 		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"}},
 		{APIGroups: []string{""}, Resources: []string{"configmaps"}, Verbs: []string{"create"}},
 		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{rotationName}, Verbs: []string{"get", "patch"}},
+		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{rootsConfigMap}, Verbs: []string{"get"}},
 		{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"create"}},
 		{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{secretName, pluggedName, rotationName},
 			Verbs: []string{"get", "list", "watch", "update", "delete"}},
@@ -205,6 +207,36 @@ func TestReplicasShareOneRootAndChangeItTogether(t *testing.T) {
 		if leaf := workloadCert(t, a, web, time.Hour); leaf.Leaf.CheckSignatureFrom(a.root.Load().issuer.Certificate()) != nil ||
 			!bytes.Equal(pki.EncodeCertificate(a.root.Load().issuer.Certificate()), next.Data[certKey]) {
 			t.Error("a replica signs with another root")
+		}
+	}
+}
+
+// The Secret is gone and nobody is alive who knew its key; three replicas start together. One new root signs, and what workloads were
+// told before stays trusted.
+func TestALostRootIsReplacedInStages(t *testing.T) {
+	c := newCluster(t)
+	old := rootSecret(t, time.Now()).Data[certKey]
+	must(c.admin.CoreV1().ConfigMaps(c.namespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: rootsConfigMap},
+		Data: map[string]string{rootsKey: string(old)}}, metav1.CreateOptions{}))(t)
+	client := c.controlPlane()
+	var replicas [3]*Authority
+	var running sync.WaitGroup
+	for n := range replicas {
+		replicas[n] = c.authority(client)
+		running.Go(func() {
+			if p := replicas[n].sync(t.Context()); p != nil {
+				t.Errorf("replica %d: %v", n, p)
+			}
+		})
+	}
+	running.Wait()
+	next := must(c.admin.CoreV1().Secrets(c.namespace).Get(t.Context(), secretName, metav1.GetOptions{}))(t).Data[certKey]
+	for n, a := range replicas {
+		if roots := a.RootPEM(); !bytes.Equal(roots, append(bytes.Clone(next), old...)) {
+			t.Errorf("replica %d: %d bytes of roots, want the new one and the old one", n, len(roots))
+		}
+		if ps := a.Problems(); len(ps) != 1 || ps[0].Code != diag.RootLost {
+			t.Errorf("replica %d: problems %v", n, ps)
 		}
 	}
 }

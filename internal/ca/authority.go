@@ -208,6 +208,9 @@ func (a *Authority) Problems() (list []diag.Problem) {
 	for _, name := range slices.Sorted(maps.Keys(a.problems)) {
 		list = append(list, *a.problems[name])
 	}
+	if r := a.state.record; r != nil && r.keyLost() {
+		list = append(list, *a.lostProblem(r))
+	}
 	a.mu.Unlock()
 	return append(list, trust.Expiring(a.certificates(), time.Now())...)
 }
@@ -267,7 +270,8 @@ func (a *Authority) Run(ctx context.Context) error {
 	}
 	dirty, stop := a.watchSecrets(ctx)
 	defer stop()
-	const first, longest = 100 * time.Millisecond, 30 * time.Second
+	// Of what the API server refuses no event tells that it is allowed again, or that the server is back.
+	const first, longest, refused = 100 * time.Millisecond, 30 * time.Second, 2 * time.Second
 	look := 10 * time.Minute // at what expires, at the least
 	delay := first
 	for {
@@ -282,6 +286,9 @@ func (a *Authority) Run(ctx context.Context) error {
 		} else {
 			wait = delay
 			delay = min(2*delay, longest)
+			if problem.Code == diag.SourceUnavailable {
+				wait = min(wait, refused)
+			}
 		}
 		timer := time.NewTimer(wait)
 		select {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -29,13 +30,20 @@ func (e *unavailableError) Error() string {
 }
 func (e *unavailableError) Unwrap() error { return e.err }
 
-// recordError is a record of a change that cannot be read.
+// recordError is a record of a change that cannot be read as a whole.
 type recordError struct {
 	secret *corev1.Secret
-	err    error
+	wrong  []string  // what is wrong, by key
+	rest   *rotation // what can be read
 }
 
-func (e *recordError) Error() string { return e.err.Error() }
+func (e *recordError) Error() string {
+	text := "the change of the root cannot go on: " + strings.Join(e.wrong, "; ")
+	if names := rootNames(readable(e.rest.others)); len(names) > 0 {
+		text += "; what can be read of it stays trusted: " + strings.Join(slices.Compact(slices.Sorted(slices.Values(names))), ", ")
+	}
+	return text
+}
 
 // problem is what a person must know of an error about a Secret. secret is nil when there is none.
 func (a *Authority) problem(name string, secret *corev1.Secret, err error) *diag.Problem {
@@ -47,7 +55,7 @@ func (a *Authority) problem(name string, secret *corev1.Secret, err error) *diag
 	p.Detail = err.Error()
 	switch {
 	case name == rotationName:
-		p.Hint = "it holds the former root's key while the root changes; put its content back, or delete it once every workload was restarted: " +
+		p.Hint = "put its content back; or, while this control plane runs, let the change begin anew from its first stage, in which no root is forgotten: " +
 			a.deletes(name)
 	case secret == nil: // it was there before
 		p.Hint = "put it back: certificates are signed with what is in memory, which is lost when this control plane restarts"
@@ -125,6 +133,24 @@ func (a *Authority) setProblem(name string, p *diag.Problem) {
 		unusable = 1
 	}
 	a.metrics.unusable.WithLabelValues(name).Set(unusable)
+}
+
+// endProblem forgets what was wrong with a Secret that is another one now.
+func (a *Authority) endProblem(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.problems[name] != nil {
+		delete(a.problems, name)
+		a.restate()
+	}
+	a.metrics.unusable.WithLabelValues(name).Set(0)
+}
+
+// hasProblem reports whether something is wrong with a Secret.
+func (a *Authority) hasProblem(name string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.problems[name] != nil
 }
 
 // tell writes an Event on a Secret of the CA.

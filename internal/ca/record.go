@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,7 +27,7 @@ const (
 	nextPrefix = "next-"
 )
 
-// readRotation gives the change that is under way, nil for none.
+// readRotation gives the change that is under way, nil for none. Of one that is garbled it gives a *recordError.
 func (a *Authority) readRotation(ctx context.Context) (*rotation, error) {
 	secret, err := a.secret(ctx, rotationName)
 	if apierrors.IsNotFound(err) {
@@ -34,46 +36,66 @@ func (a *Authority) readRotation(ctx context.Context) (*rotation, error) {
 	if err != nil {
 		return nil, &unavailableError{rotationName, "get", err}
 	}
-	r, err := decodeRotation(secret)
-	if err != nil {
-		return nil, &recordError{secret, err}
-	}
+	r, wrong := decodeRotation(secret)
 	for _, issuer := range []**pki.Issuer{&r.from, &r.next} {
 		if *issuer != nil {
 			*issuer = (*issuer).ServingWith(a.config.Key)
 		}
 	}
+	if len(wrong) > 0 {
+		rest := salvage(r, secret.Data)
+		return nil, &recordError{secret: secret, wrong: wrong, rest: rest}
+	}
 	return r, nil
 }
 
-func decodeRotation(secret *corev1.Secret) (*rotation, error) {
+// decodeRotation reads a record, and says of each key what is wrong with it; the others are in r all the same.
+func decodeRotation(secret *corev1.Secret) (r *rotation, wrong []string) {
 	data := secret.Data
-	r := &rotation{stage: trust.Stage(data[stageKey]), to: string(data[toKey]), toRoots: data[toRootsKey], others: data[othersKey],
+	r = &rotation{stage: trust.Stage(data[stageKey]), to: string(data[toKey]), toRoots: data[toRootsKey], others: data[othersKey],
 		version: secret.ResourceVersion}
+	say := func(key string, err error) {
+		if err != nil {
+			wrong = append(wrong, "data["+key+"]: "+err.Error())
+		}
+	}
 	if !r.stage.Valid() {
-		return nil, fmt.Errorf("%s %q: want distribute, sign or retire", stageKey, data[stageKey])
+		say(stageKey, fmt.Errorf("%.40q, want distribute, sign or retire", data[stageKey]))
 	}
 	var err error
-	if r.since, err = time.Parse(time.RFC3339, string(data[sinceKey])); err != nil {
-		return nil, fmt.Errorf("%s: %w", sinceKey, err)
-	}
+	r.since, err = time.Parse(time.RFC3339, string(data[sinceKey]))
+	say(sinceKey, err)
 	if r.to == "" {
-		return nil, errors.New(toKey + " is empty")
+		say(toKey, errors.New("empty"))
 	}
-	if _, err := pki.MergeRoots(r.toRoots, r.others); err != nil {
-		return nil, err
+	_, err = pki.MergeRoots(r.toRoots)
+	say(toRootsKey, err)
+	_, err = pki.MergeRoots(r.others)
+	say(othersKey, err)
+	r.from, err = decodeIssuer(data, fromPrefix)
+	say(fromPrefix+"*", err)
+	r.next, err = decodeIssuer(data, nextPrefix)
+	say(nextPrefix+"*", err)
+	return r, wrong
+}
+
+// salvage makes of what can still be read of a record the one that cuts nobody off: every root in it is trusted, and the former
+// authority, which everybody has trusted from the beginning, signs where its key is there.
+func salvage(r *rotation, data map[string][]byte) *rotation {
+	s := &rotation{stage: trust.Distribute, since: r.since, from: r.from, next: r.next}
+	if s.from == nil {
+		s.stage = trust.Sign
 	}
-	if r.from, err = decodeIssuer(data, fromPrefix); err != nil {
-		return nil, fmt.Errorf("former authority: %w", err)
+	for _, key := range slices.Sorted(maps.Keys(data)) {
+		for _, cert := range readable(data[key]) {
+			s.others = append(s.others, pki.EncodeCertificate(cert)...)
+		}
 	}
-	if r.next, err = decodeIssuer(data, nextPrefix); err != nil {
-		return nil, fmt.Errorf("next authority: %w", err)
-	}
-	return r, nil
+	return s
 }
 
 func decodeIssuer(data map[string][]byte, prefix string) (*pki.Issuer, error) {
-	if len(data[prefix+certKey]) == 0 {
+	if len(data[prefix+certKey])+len(data[prefix+keyKey]) == 0 {
 		return nil, nil //nolint:nilnil // none
 	}
 	return pki.ParsePlugged(pki.Plugged{

@@ -118,6 +118,9 @@ func (r *Rotation) step(ctx context.Context, s state) error {
 		}
 	}
 	if s.record == nil {
+		if r.authority.hasProblem(rotationName) {
+			return r.report(ctx, s, held, nil) // a person has to mend it
+		}
 		if held.stage != trust.Stable {
 			return nil // it will be told
 		}
@@ -171,8 +174,7 @@ func (r *Rotation) begin(ctx context.Context, s state) error {
 		return fmt.Errorf("store the new root: %w", err)
 	}
 	r.log.Warn("the root of the mesh changes, in stages", "from", rootOf(s.source), "to", record.to, "stage", record.stage)
-	a.tell(secretName, corev1.EventTypeNormal, "RootChanges",
-		"the new root "+record.to+" is distributed before it signs; `selvage ca status` shows how far it is")
+	a.tell(secretName, corev1.EventTypeNormal, "RootChanges", changesMessage(record))
 	return nil
 }
 

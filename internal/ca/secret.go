@@ -133,32 +133,6 @@ func (a *Authority) usable(issuer *pki.Issuer) (*pki.Issuer, error) {
 	return issuer.ServingWith(a.config.Key), nil
 }
 
-// createRoot writes Secret istio-ca-secret: the root in memory when somebody deleted it from under a running mesh, else a new one.
-func (a *Authority) createRoot(ctx context.Context) (*pki.Issuer, error) {
-	held := a.heldRoot()
-	issuer := held
-	if issuer == nil {
-		var err error
-		if issuer, err = pki.NewRootOf(a.config.Key, a.config.TrustDomain, time.Now()); err != nil {
-			return nil, err
-		}
-		issuer = issuer.ServingWith(a.config.Key)
-	}
-	secret, err := a.rootSecret(issuer)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := a.config.Kubernetes.CoreV1().Secrets(a.config.Namespace).Create(ctx, secret, metav1.CreateOptions{FieldManager: fieldManager}); err != nil {
-		return nil, err
-	}
-	if held != nil {
-		a.log.Warn("root Secret was deleted and has been put back", "secret", a.config.Namespace+"/"+secretName)
-	} else {
-		a.log.Info("new root certificate made", "secret", a.config.Namespace+"/"+secretName)
-	}
-	return issuer, nil
-}
-
 // heldRoot is the self-signed root that was read last, nil when there was none.
 func (a *Authority) heldRoot() *pki.Issuer {
 	a.mu.Lock()
@@ -184,7 +158,7 @@ func (a *Authority) readRoot(ctx context.Context) (*corev1.Secret, *pki.Issuer, 
 		secret, err := a.secret(ctx, secretName)
 		if apierrors.IsNotFound(err) {
 			issuer, err := a.createRoot(ctx)
-			if apierrors.IsAlreadyExists(err) && attempt < 3 {
+			if overtaken(err) && attempt < 3 {
 				continue // another replica was faster: its root is the mesh's
 			}
 			if err != nil {

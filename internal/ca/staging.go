@@ -1,6 +1,8 @@
 package ca
 
 import (
+	"crypto/x509"
+	"slices"
 	"time"
 
 	"github.com/selvage-mesh/selvage/internal/pki"
@@ -108,6 +110,11 @@ func change(current *root, r *rotation, source *pki.Issuer, now time.Time) *rota
 			return begin(trust.Distribute, current.issuer, source, now)
 		case !lasting:
 			return begin(trust.Sign, current.issuer, source, now)
+		case current.stage == trust.Sign && current.pem != nil && !trustsAll(source.RootPEM(), current.pem):
+			// Somebody has deleted the record while certificates of the former root were in use.
+			next := begin(trust.Sign, nil, source, now)
+			next.others = current.pem
+			return next
 		}
 		return nil
 	}
@@ -119,6 +126,11 @@ func change(current *root, r *rotation, source *pki.Issuer, now time.Time) *rota
 	next.version = r.version
 	next.others, _ = pki.MergeRoots(r.fromRoots(), r.toRoots, r.others) // all were read before
 	return next
+}
+
+// trustsAll reports whether a bundle has all roots of another.
+func trustsAll(roots, others []byte) bool {
+	return !slices.ContainsFunc(readable(others), func(c *x509.Certificate) bool { return !pki.Trusts(roots, c) })
 }
 
 func begin(stage trust.Stage, from, to *pki.Issuer, now time.Time) *rotation {

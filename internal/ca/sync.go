@@ -79,16 +79,15 @@ func (a *Authority) syncOnce(ctx context.Context) (*diag.Problem, error) {
 		if broken == nil || a.root.Load() != nil {
 			return problem, nil // what is in memory is what everybody trusts
 		}
-	} else {
-		a.setProblem(rotationName, nil)
+		return problem, a.adoptRest(now.source, broken.rest)
 	}
+	a.setProblem(rotationName, nil)
 	if next := change(a.root.Load(), record, now.source, time.Now()); next != nil {
 		if err := a.writeRotation(ctx, next); err != nil {
 			return nil, err
 		}
-		a.log.Warn("the root of the mesh changes, in stages", "from", rootOf(next.from), "to", next.to, "stage", next.stage)
-		a.tell(now.secretName(), corev1.EventTypeNormal, "RootChanges",
-			"the new root "+next.to+" is distributed before it signs; `selvage ca status` shows how far it is")
+		a.log.Warn("the root of the mesh changes, in stages", "from", rootOf(a.root.Load().issuer), "to", next.to, "stage", next.stage)
+		a.tell(now.secretName(), corev1.EventTypeNormal, "RootChanges", changesMessage(next))
 		return nil, errAgain
 	}
 	now.record = record
@@ -105,6 +104,25 @@ func (a *Authority) syncOnce(ctx context.Context) (*diag.Problem, error) {
 	}
 	a.publish(now)
 	return problem, nil
+}
+
+// changesMessage tells people of a change that begins.
+func changesMessage(r *rotation) string {
+	what := "is distributed before it signs"
+	if r.stage == trust.Sign {
+		what = "signs, and the former one stays trusted until nobody shows a certificate of it"
+	}
+	return "the new root " + r.to + " " + what + "; `selvage ca status` shows how far it is"
+}
+
+// adoptRest brings into force what is left of a record that is garbled, at a start. The leader does not know of it, so nothing goes on
+// before a person has mended the record or deleted it.
+func (a *Authority) adoptRest(source *pki.Issuer, rest *rotation) error {
+	issuer, err := effective(source, rest)
+	if err == nil && issuer != nil {
+		a.adopt(issuer, rest.stage)
+	}
+	return err
 }
 
 // errAgain says that the record was written: what is in force is to be read again.
@@ -167,10 +185,16 @@ func (a *Authority) readSource(ctx context.Context) (state, *diag.Problem) {
 	}
 	a.setProblem(pluggedName, nil)
 	s, problem := state{}, (*diag.Problem)(nil)
-	if secret, s.source, err = a.readRoot(ctx); err != nil {
+	secret, s.source, err = a.readRoot(ctx)
+	switch {
+	case err != nil:
 		problem = a.problem(secretName, secret, err)
+		a.setProblem(secretName, problem)
+	case secret == nil: // it was made just now, which was told
+		a.endProblem(secretName)
+	default:
+		a.setProblem(secretName, nil)
 	}
-	a.setProblem(secretName, problem)
 	if s.source != nil {
 		a.mu.Lock()
 		a.selfSigned = s.source

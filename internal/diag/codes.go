@@ -75,6 +75,8 @@ const (
 	RotationBlocked Code = "SEL0051"
 	// SignerFailed marks a signer of Kubernetes that gave no certificate, or one that cannot be used.
 	SignerFailed Code = "SEL0052"
+	// RootLost marks a root whose key was lost, and which is trusted until nobody shows a certificate of it.
+	RootLost Code = "SEL0053"
 )
 
 // The codes of findings that `istioctl analyze` has too, under its number.

@@ -114,6 +114,7 @@ func (a Authority) namespaceGrants() (out []grant) {
 			{"a signing key that somebody else has made", "core", "secrets", pluggedSecret, "get list watch"},
 			{"the former signing key while the root changes", "core", "secrets", rotationName, "get list watch update delete"},
 			{"make the signing key of the mesh", "core", "secrets", "", "create"},
+			{"which root was trusted before, when its key is lost", "core", "configmaps", rootConfig, "get"},
 		}
 	}
 	if name := a.tlsSecret(); name != "" {

@@ -47,6 +47,19 @@ func ParseCertificates(bundlePEM []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
+// Blocks gives each PEM block of a certificate that can be found in what may be damaged, encoded again.
+func Blocks(data []byte) (blocks [][]byte) {
+	if len(data) > maxBundle {
+		return nil
+	}
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == certificateBlock {
+			blocks = append(blocks, encodeCertificate(block.Bytes))
+		}
+	}
+	return blocks
+}
+
 // EncodeCertificate gives cert in PEM, with a final newline.
 func EncodeCertificate(cert *x509.Certificate) []byte { return encodeCertificate(cert.Raw) }
 
