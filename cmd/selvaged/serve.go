@@ -135,12 +135,12 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	roots, err := reconcile.NewRoots(reconcile.RootsConfig{
-		Kubernetes: client, Roots: authority, Log: log,
+		Kubernetes: client, Roots: authority, Events: recorder, Registerer: metrics, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	rotation, err := ca.NewRotation(ca.RotationConfig{Authority: authority, Namespaces: roots.Count, Registerer: metrics})
+	rotation, err := ca.NewRotation(ca.RotationConfig{Authority: authority, Namespaces: roots.Count, Distribution: roots.Problems, Registerer: metrics})
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,8 @@ func (r *Rotation) report(ctx context.Context, s state, held *root, gates []trus
 		since := s.record.since.UTC()
 		status.Since = &since
 	}
-	for _, p := range r.authority.Problems() {
+	namespaces, _ := r.config.Distribution()
+	for _, p := range append(r.authority.Problems(), namespaces...) {
 		status.Problems = append(status.Problems, p.String())
 	}
 	r.stages.Reset()

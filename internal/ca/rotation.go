@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/pki"
 	"github.com/selvage-mesh/selvage/internal/trust"
 )
@@ -21,7 +22,9 @@ type RotationConfig struct {
 	Authority *Authority
 	// Namespaces counts the namespaces that have the roots, and names some that have not.
 	Namespaces func() trust.Count
-	Registerer prometheus.Registerer // may be nil
+	// Distribution gives the namespaces that the roots cannot be brought to, and a channel that is closed when that changes; nil for none.
+	Distribution func() ([]diag.Problem, <-chan struct{})
+	Registerer   prometheus.Registerer // may be nil
 
 	Settle       time.Duration // how long the gates of a stage must have been open; 5 s
 	Look         time.Duration // how often the gates are looked at; 1 s
@@ -47,6 +50,9 @@ type Rotation struct {
 func NewRotation(c RotationConfig) (*Rotation, error) {
 	if c.Authority == nil || c.Namespaces == nil {
 		return nil, errors.New("configure root rotation: an authority and a count of namespaces are needed")
+	}
+	if c.Distribution == nil {
+		c.Distribution = func() ([]diag.Problem, <-chan struct{}) { return nil, nil }
 	}
 	defaultTo(&c.Settle, 5*time.Second)
 	defaultTo(&c.Look, time.Second)
@@ -79,6 +85,7 @@ func (r *Rotation) Run(ctx context.Context) error {
 	failures := 0
 	for {
 		s, changed := r.authority.lookup()
+		_, distributed := r.config.Distribution()
 		wait := 10 * time.Minute // for what expires and for problems in the status
 		err := r.step(ctx, s)
 		switch {
@@ -97,6 +104,7 @@ func (r *Rotation) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-changed:
+		case <-distributed:
 		case <-timer.C:
 		}
 		timer.Stop()

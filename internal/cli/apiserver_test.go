@@ -11,13 +11,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/ptr"
 )
 
 // cluster is an API server reduced to what status and version ask of it, so that it can show faults on demand: a control plane
@@ -34,6 +37,9 @@ type cluster struct {
 	leadsTo     netip.AddrPort
 	annotations map[string]string // of the Service
 	status      map[string]string // of the ConfigMap selvage-status; nil when there is none
+
+	authority string        // status.json of the ConfigMap selvage-root-rotation; "" when there is none
+	renewed   time.Duration // how long ago the lease of who keeps the root was renewed; 0 when there is no lease
 
 	sawToken    string // the header of the debug page's request
 	sawAudience []string
@@ -67,6 +73,20 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			list.Items = []corev1.ConfigMap{{ObjectMeta: metav1.ObjectMeta{Name: "istio", Labels: labels}}, {ObjectMeta: metav1.ObjectMeta{Name: "selvage-status", Labels: labels}, Data: c.status}}
 		}
 		c.answer(w, 200, list)
+	case "/api/v1/namespaces/istio-system/configmaps/selvage-root-rotation":
+		if c.authority == "" {
+			http.NotFound(w, r)
+			return
+		}
+		c.answer(w, 200, corev1.ConfigMap{TypeMeta: metav1.TypeMeta{Kind: "ConfigMap", APIVersion: "v1"}, Data: map[string]string{"status.json": c.authority}})
+	case "/apis/coordination.k8s.io/v1/namespaces/istio-system/leases/selvage-roots":
+		if c.renewed == 0 {
+			c.answer(w, 200, coordinationv1.Lease{TypeMeta: metav1.TypeMeta{Kind: "Lease", APIVersion: "coordination.k8s.io/v1"}})
+			return
+		}
+		c.answer(w, 200, coordinationv1.Lease{TypeMeta: metav1.TypeMeta{Kind: "Lease", APIVersion: "coordination.k8s.io/v1"}, Spec: coordinationv1.LeaseSpec{
+			HolderIdentity: ptr.To("istiod-6d8c7b9f4d-q7x2p"), RenewTime: ptr.To(metav1.NewMicroTime(time.Now().Add(-c.renewed))),
+		}})
 	case "/apis/apps/v1/namespaces/istio-system/deployments":
 		c.answer(w, 200, appsv1.DeploymentList{TypeMeta: metav1.TypeMeta{Kind: "DeploymentList", APIVersion: "apps/v1"}})
 	case "/api/v1/namespaces/istio-system/serviceaccounts/selvage-reader/token":

@@ -35,7 +35,9 @@ func (a *app) caStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show what signs, what is trusted, and how far a change of the root is",
 		Long: "status shows the authority of the mesh, when its certificates expire, and the gates of a change of the root.\n" +
-			"It ends with 1 when a certificate expires soon or a Secret of the authority cannot be used.",
+			"What it shows is the word of the control plane; the last line says which replica keeps it, and for how long nobody has.\n\n" +
+			"It ends with 1 when a certificate expires soon, a Secret of the authority cannot be used, a namespace cannot be given\n" +
+			"the roots, or no control plane is alive.",
 		Example: a.examples(`
 			selvage ca status
 			selvage ca status -o json`),
@@ -52,12 +54,16 @@ func (a *app) caStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			alive := readKeeper(cmd.Context(), c)
 			if a.output == "json" || a.output == "yaml" {
-				err = a.print(status)
-			} else {
-				err = a.showAuthority(status)
+				err = a.print(struct {
+					*trust.Status
+					Keeper keeper `json:"keeper"`
+				}{status, alive})
+			} else if err = a.showAuthority(status); err == nil {
+				fmt.Fprint(a.Stdout, wrap(alive.describe(time.Now()), "", plainWidth))
 			}
-			if err == nil && len(status.Problems) > 0 {
+			if err == nil && (len(status.Problems) > 0 || alive.gone(time.Now())) {
 				err = &problemsError{}
 			}
 			return err

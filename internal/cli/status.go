@@ -20,8 +20,8 @@ func (a *app) statusCommand() *cobra.Command {
 		Long: "status asks every replica of the control plane which proxies are connected to it and what they have confirmed.\n" +
 			"SYNCED: the proxy runs what it was sent last. STALE: it has not answered yet. REJECTED: it refused and runs what it\n" +
 			"had before; `status POD` names the objects that it refused. A dash: it has not asked for that type.\n\n" +
-			"Below stands what the control plane has found out by its own probes: that pods get no sidecar, and why, and how many\n" +
-			"pods have none that should have one.\n\n" +
+			"Below stands what the control plane has found out by its own probes: that pods get no sidecar, and why, how many\n" +
+			"pods have none that should have one, and what is wrong with the mesh's roots.\n\n" +
 			"It ends with 1 when a proxy is rejected or stale, a sidecar is not connected, or something of that is told.",
 		Example: a.examples(`
 			selvage status
@@ -45,6 +45,9 @@ func (a *app) statusCommand() *cobra.Command {
 			}
 			if len(args) == 0 && a.namespace == "" { // it is about the whole mesh
 				m.SelfProbe = a.selfProbes(cmd.Context(), c)
+				if ca, err := a.caStatus(cmd.Context(), c); err == nil { // what is not there or may not be read, `ca status` tells
+					m.Authority = ca.Problems
+				}
 			}
 			a.narrow(m, args)
 			if len(args) == 1 && len(m.Proxies)+len(m.NotConnected) == 0 {
@@ -77,7 +80,7 @@ func silent(r replica) bool { return r.Error != "" }
 // verdict is the exit code.
 func verdict(m *mesh) error {
 	isBad := func(p proxy) bool { return p.state() != synced }
-	if slices.ContainsFunc(m.Proxies, isBad) || len(m.NotConnected) > 0 || slices.ContainsFunc(m.Replicas, silent) || slices.ContainsFunc(m.SelfProbe, selfProbe.bad) {
+	if slices.ContainsFunc(m.Proxies, isBad) || len(m.NotConnected) > 0 || slices.ContainsFunc(m.Replicas, silent) || slices.ContainsFunc(m.SelfProbe, selfProbe.bad) || len(m.Authority) > 0 {
 		return &problemsError{}
 	}
 	return nil
@@ -112,6 +115,12 @@ func (a *app) showStatus(m *mesh, detailed bool) error {
 	if !detailed {
 		for _, p := range m.SelfProbe {
 			fmt.Fprint(a.Stdout, p.describe(a.called(), time.Now()))
+		}
+		if len(m.Authority) > 0 {
+			fmt.Fprintf(a.Stdout, "Of the roots that the mesh trusts (`%s ca status` shows all):\n%s", a.called(), wrap(printable(m.Authority[0]), "  ", plainWidth))
+			if more := len(m.Authority) - 1; more > 0 {
+				fmt.Fprintf(a.Stdout, "  and %s\n", plural(more, "other problem", "other problems"))
+			}
 		}
 		fmt.Fprintln(a.Stdout, a.summary(m))
 	}

@@ -87,6 +87,7 @@ type mesh struct {
 	Proxies      []proxy        `json:"proxies"`
 	NotConnected []notConnected `json:"notConnected"`
 	SelfProbe    []selfProbe    `json:"selfProbe"`
+	Authority    []string       `json:"authorityProblems,omitempty"`
 }
 
 // replica is one of the control plane, and why it did not answer.

@@ -77,6 +77,8 @@ const (
 	SignerFailed Code = "SEL0052"
 	// RootLost marks a root whose key was lost, and which is trusted until nobody shows a certificate of it.
 	RootLost Code = "SEL0053"
+	// RootNotDistributed marks a namespace whose ConfigMap of roots cannot be put right.
+	RootNotDistributed Code = "SEL0054"
 )
 
 // The codes of findings that `istioctl analyze` has too, under its number.

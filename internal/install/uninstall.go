@@ -30,10 +30,13 @@ const (
 	rootConfig   = "istio-ca-root-cert" // the root certificate, in every namespace
 
 	webhooksLease = "selvage-webhooks" // with -REV: who keeps the webhooks of a revision right
-	rootsLease    = "selvage-roots"    // who distributes the root of all revisions
+	rootsLease    = RootsLease
 
 	removedWebhooks = "selvage-removed-webhooks" // ConfigMap: stale webhooks that were removed, for undo
 )
+
+// RootsLease is the Lease, in Namespace, of who keeps and distributes the root of all revisions.
+const RootsLease = "selvage-roots"
 
 // Removal is what Uninstall takes and what it leaves.
 type Removal struct {

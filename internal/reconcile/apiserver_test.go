@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/selvage-mesh/selvage/internal/admission"
+	"github.com/selvage-mesh/selvage/internal/diag"
 )
 
 // These tests need a real API server: its admission of patches, its field management and its RBAC are what they are about.
@@ -320,7 +322,8 @@ func TestRootIsInEveryNamespace(t *testing.T) {
 	config := adminConfig(t)
 	admin := client(t, config)
 	source := newRoots(t)
-	reconciler, err := NewRoots(RootsConfig{Kubernetes: leastRights(t, config, rootRules), Roots: source, Log: testLog(t)})
+	events := &recorder{}
+	reconciler, err := NewRoots(RootsConfig{Kubernetes: leastRights(t, config, rootRules), Roots: source, Events: events, Log: testLog(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -370,6 +373,43 @@ func TestRootIsInEveryNamespace(t *testing.T) {
 	until("a deletion is repaired")
 	source.renew(t)
 	until("a new root is distributed")
+
+	// Nobody but a person can mend an immutable one. It is told, and no more once it is deleted.
+	body := []byte(`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"istio-ca-root-cert"},"immutable":true,"data":{"root-cert.pem":"garbage"}}`)
+	if _, err := maps.Patch(t.Context(), RootConfigMap, types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: "somebody", Force: ptr.To(true)}); err != nil {
+		t.Fatal(err)
+	}
+	ofNamespace := func() (told []diag.Problem, changed <-chan struct{}) {
+		list, changed := reconciler.Problems()
+		return slices.DeleteFunc(list, func(p diag.Problem) bool { return p.Object.Namespace != ns.Name }), changed
+	}
+	wait := func(what string, want int) []diag.Problem {
+		t.Helper()
+		deadline := time.After(20 * time.Second)
+		for {
+			told, changed := ofNamespace()
+			if len(told) == want {
+				return told
+			}
+			select {
+			case <-changed:
+			case <-deadline:
+				t.Fatalf("%s: %v", what, told)
+			}
+		}
+	}
+	p := wait("an immutable ConfigMap", 1)[0]
+	if p.Code != diag.RootNotDistributed || !strings.Contains(p.Detail, "immutable") || !strings.Contains(p.Hint, "kubectl -n "+ns.Name+" delete configmap istio-ca-root-cert") {
+		t.Errorf("%v", p)
+	}
+	if reasons, _ := events.take(); !slices.Contains(reasons, "Warning RootNotDistributed") {
+		t.Errorf("Events %v", reasons)
+	}
+	if err := maps.Delete(t.Context(), RootConfigMap, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	until("one that was immutable is deleted")
+	wait("after that", 0)
 
 	for _, system := range systemNamespaces[:3] {
 		if _, err := admin.CoreV1().ConfigMaps(system).Get(t.Context(), RootConfigMap, metav1.GetOptions{}); !apierrors.IsNotFound(err) {

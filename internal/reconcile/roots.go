@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"unique"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,10 +41,12 @@ var rootLabels = map[string]string{"istio.io/config": "true", "app.kubernetes.io
 // systemNamespaces have no workloads of the mesh, as with Istio.
 var systemNamespaces = []string{metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease, "local-path-storage"}
 
-// RootsConfig says what is distributed.
+// RootsConfig says what is distributed. Events and Registerer may be nil.
 type RootsConfig struct {
 	Kubernetes kubernetes.Interface
 	Roots      RootSource
+	Events     Events
+	Registerer prometheus.Registerer
 	Log        *slog.Logger
 }
 
@@ -53,6 +56,7 @@ type RootsConfig struct {
 type Roots struct {
 	config  RootsConfig
 	running atomic.Pointer[rootLoop] // nil outside of Run
+	failing failures
 }
 
 // Count counts the namespaces that have the roots, and names some that have not. Outside of Run, and while the cluster is read,
@@ -87,7 +91,16 @@ func NewRoots(config RootsConfig) (*Roots, error) {
 	if config.Kubernetes == nil || config.Roots == nil || config.Log == nil {
 		return nil, errors.New("configure root distribution: a Kubernetes client, a root source and a logger are needed")
 	}
-	return &Roots{config: config}, nil
+	r := &Roots{config: config}
+	r.failing.changed = make(chan struct{})
+	if config.Registerer != nil {
+		if err := config.Registerer.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "selvage_root_not_distributed", Help: "Namespaces whose ConfigMap istio-ca-root-cert cannot be put right, at the replica that distributes.",
+		}, r.failing.count)); err != nil {
+			return nil, fmt.Errorf("configure root distribution: register metrics: %w", err)
+		}
+	}
+	return r, nil
 }
 
 // rootLoop is one Run of Roots. Its keys are namespaces.
@@ -150,6 +163,7 @@ func (r *Roots) Run(ctx context.Context) error {
 	}
 	r.running.Store(l)
 	defer r.running.Store(nil)
+	defer r.failing.clear()
 	followRoots(ctx, r.config.Roots, l.enqueueAll)
 	l.run(ctx, rootWorkers)
 	return nil
@@ -174,6 +188,7 @@ func slimConfigMap(object any) (any, error) {
 		return object, nil
 	}
 	return &corev1.ConfigMap{
+		Immutable:  cm.Immutable,
 		ObjectMeta: metav1.ObjectMeta{Name: cm.Name, Namespace: cm.Namespace, UID: cm.UID, ResourceVersion: cm.ResourceVersion, Labels: cm.Labels},
 		// One copy for all namespaces: of thousands nearly all have the same roots.
 		Data: map[string]string{RootKey: unique.Make(cm.Data[RootKey]).Value()},
@@ -195,9 +210,11 @@ func (l *rootLoop) repair(ctx context.Context, namespace string) error {
 	}
 	ns, err := l.namespaces.Get(namespace)
 	if err != nil || !takesRoots(ns) {
+		l.failing.set(namespace, nil)
 		return nil //nolint:nilerr // gone, or going, or not ours
 	}
 	if cm, err := l.configMaps.ConfigMaps(namespace).Get(RootConfigMap); err == nil && right(cm, root) {
+		l.failing.set(namespace, nil)
 		return nil
 	}
 	if !l.mayWrite(namespace) {
@@ -212,6 +229,7 @@ func (l *rootLoop) repair(ctx context.Context, namespace string) error {
 	case err != nil:
 		return fmt.Errorf("write ConfigMap %s/%s: %w", namespace, RootConfigMap, err)
 	}
+	l.failing.set(namespace, nil)
 	l.config.Log.Debug("root certificate written", "namespace", namespace)
 	return nil
 }
@@ -226,12 +244,4 @@ func right(cm *corev1.ConfigMap, root []byte) bool {
 		}
 	}
 	return true
-}
-
-func (l *rootLoop) failed(namespace string, err error) {
-	advice := hint(err, "create and patch", "configmaps")
-	if apierrors.IsInvalid(err) {
-		advice = fmt.Sprintf("if it is immutable, delete it: `kubectl -n %s delete configmap %s`; it is then made again", namespace, RootConfigMap)
-	}
-	l.config.Log.Error("root certificate cannot be written, it is tried again", "namespace", namespace, "error", err, "hint", advice)
 }
