@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/policy"
@@ -14,14 +16,15 @@ import (
 	"github.com/selvage-mesh/selvage/internal/revision/live"
 )
 
-// guards keep what the admission policies look at that guard the mesh: of this revision, and of all.
+// guards keep what the admission policies look at that guard the mesh, of this revision and of all, and what they inject.
 type guards struct {
 	revision, shared *policylive.Parameter
-	wake             chan struct{} // holds one
+	injection        *policylive.Injection
+	wake, another    chan struct{} // each holds one
 }
 
 func newGuards(c clients, o options, config func() *inject.Config, log *slog.Logger) (*guards, error) {
-	g := &guards{wake: make(chan struct{}, 1)}
+	g := &guards{wake: make(chan struct{}, 1), another: make(chan struct{}, 1)}
 	var err error
 	g.revision, err = policylive.NewParameter(policylive.ParameterConfig{
 		Kubernetes: c.core, Dynamic: c.own, Name: policy.MeshedName(o.revision), Changed: g.wake, Log: log,
@@ -55,10 +58,21 @@ func newGuards(c clients, o options, config func() *inject.Config, log *slog.Log
 	return g, err
 }
 
+// injects keeps the template of the policy that injects.
+func (g *guards) injects(c clients, o options, config func() *inject.Config, self *selfProbe, events record.EventRecorder, metrics prometheus.Registerer, log *slog.Logger) (err error) {
+	g.injection, err = policylive.NewInjection(policylive.InjectionConfig{
+		Kubernetes: c.core, Dynamic: c.own, Revision: o.revision, Injector: config, Changed: g.another,
+		Report: self.injects, Events: events, Registerer: metrics, Log: log,
+	})
+	return err
+}
+
 // recheck tells that the injector's configuration is another one.
 func (g *guards) recheck() {
-	select {
-	case g.wake <- struct{}{}:
-	default: // one is waiting already
+	for _, c := range []chan struct{}{g.wake, g.another} {
+		select {
+		case c <- struct{}{}:
+		default: // one is waiting already
+		}
 	}
 }

@@ -30,6 +30,8 @@ const (
 	unmeshedKey = "podsWithoutSidecar"
 	// heldKey is the key under which it stands whether the API server holds the webhooks.
 	heldKey = "heldWebhooks"
+	// injectionKey is the key under which it stands whether the API server injects.
+	injectionKey = "injectionByPolicy"
 	// mostUnmeshed bounds that list: a ConfigMap holds a megabyte, and nobody reads more.
 	mostUnmeshed = 100
 )
@@ -114,10 +116,15 @@ func (s *selfProbe) report(list []podwatch.Workload) {
 }
 
 // held takes in whether the API server holds the webhooks.
-func (s *selfProbe) held(state policy.State) {
+func (s *selfProbe) held(state policy.State) { s.set(heldKey, state) }
+
+// injects takes in whether the API server injects.
+func (s *selfProbe) injects(state policy.InjectionState) { s.set(injectionKey, state) }
+
+func (s *selfProbe) set(key string, state any) {
 	text, err := yaml.Marshal(state)
 	if err != nil {
 		panic(fmt.Sprintf("encode state: %v", err)) // strings
 	}
-	s.status.Set(heldKey, string(text))
+	s.status.Set(key, string(text))
 }

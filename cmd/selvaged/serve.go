@@ -119,6 +119,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if err := guards.injects(clients, o, injection.config, self, recorder, metrics, log); err != nil {
+		return err
+	}
 	injection.changed = func() { watcher.Recheck(); guards.recheck() }
 	held, err := policylive.NewHeld(policylive.HeldConfig{
 		Kubernetes: client, Dynamic: clients.own, Manager: reconcile.BundleManager, Revision: o.revision, Roots: authority,
@@ -191,6 +194,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		work.Go(func() error { return injection.lead(ctx) })
 		work.Go(func() error { return self.run(ctx) })
 		work.Go(func() error { return guards.revision.Run(ctx) })
+		work.Go(func() error { return guards.injection.Run(ctx) })
 		return work.Wait()
 	})
 	lead("selvage-roots", map[string]string{}, func(ctx context.Context) error { // what all revisions share

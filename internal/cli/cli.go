@@ -139,7 +139,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.revision, "revision", "", "revision of the control plane")
 	f.StringVarP(&a.output, "output", "o", "", "output format: table, json or yaml")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd.CommandPath(), err} })
-	root.AddCommand(a.upCommand(), a.downCommand(), a.installCommand(), a.uninstallCommand(), a.statusCommand(),
+	root.AddCommand(a.policyCommand(), a.upCommand(), a.downCommand(), a.installCommand(), a.uninstallCommand(), a.statusCommand(),
 		a.injectCommand(), a.revisionCommand(), a.caCommand(), a.versionCommand())
 	a.registerCompletions(root)
 	a.layOut(root)

@@ -74,14 +74,11 @@ func (a *app) injectCommand() *cobra.Command {
 			return a.runInject(cmd.Context(), flags)
 		},
 	}
-	f, s := cmd.Flags(), &flags.settings
+	f := cmd.Flags()
 	f.StringArrayVarP(&flags.files, "file", "f", nil, "file or folder with manifests; - is standard input; may be repeated")
 	f.BoolVarP(&flags.recursive, "recursive", "R", false, "read the folders in a folder too")
 	f.BoolVar(&flags.check, "check", false, "change nothing: say what would get a sidecar, and why")
-	f.StringVar(&s.mesh, "mesh-config", "", "file with the mesh configuration: the ConfigMap istio, or its key mesh")
-	f.StringVar(&s.config, "inject-config", "", "file with the injector's rules: the ConfigMap istio-sidecar-injector, or its key config")
-	f.StringVar(&s.values, "values", "", "file with the injector's values: the ConfigMap istio-sidecar-injector, or its key values")
-	f.BoolVar(&s.offline, "offline", false, "ask no cluster: settings of a fresh installation")
+	a.settingsFlags(cmd, &flags.settings)
 	_ = cmd.RegisterFlagCompletionFunc("output", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return []string{"yaml", "json", "diff", "table"}, cobra.ShellCompDirectiveNoFileComp
 	}) // the flag exists

@@ -40,6 +40,9 @@ type checked struct {
 	Refused  []string `json:"refused,omitempty"` // why the webhook refuses the pod, or the API server what it makes of it
 	Warnings []string `json:"warnings,omitempty"`
 	Next     string   `json:"next,omitempty"` // what to do
+	By       string   `json:"by,omitempty"`   // policy or webhook: who puts the sidecar in; `policy explain` alone
+	Left     string   `json:"left,omitempty"` // what the policy leaves to the webhook
+	Effects  []string `json:"effects,omitempty"`
 	Problem  bool     `json:"problem"`        // it asks for a sidecar and does not get it, or a running pod lacks it
 
 	Live    bool      `json:"live"`
@@ -65,6 +68,7 @@ type checker struct {
 	webhooks   []admissionv1.MutatingWebhookConfiguration
 	namespaces map[string]*corev1.Namespace
 	unknown    map[string]bool // namespaces that were asked for and are not known
+	policies   *explainer      // nil where nobody asks what the policies do
 }
 
 func (c *checker) namespace(name string) *corev1.Namespace {
@@ -90,6 +94,7 @@ func (c *checker) check(w inject.Workload, live bool, pods []*corev1.Pod) checke
 	problems := e.Warnings
 	if e.Inject {
 		problems = append(problems, c.attempt(w, ns, e.Revision, &out)...)
+		c.policies.explain(w.Pod, e.Revision, &out)
 	}
 	for _, p := range problems {
 		if p.Severity >= diag.Warning {
@@ -206,12 +211,12 @@ func (a *app) runCheck(ctx context.Context, flags injectFlags, args []string) er
 		err  error
 	)
 	if len(flags.files) > 0 {
-		list, err = a.checkFiles(ctx, flags)
+		list, err = a.checkFiles(ctx, flags, nil)
 	} else {
 		if flags.settings.offline || flags.settings.named() {
 			return errors.New("--check without -f asks the cluster: --offline and files of settings go with -f")
 		}
-		list, err = a.checkCluster(ctx, args)
+		list, err = a.checkCluster(ctx, args, nil)
 	}
 	if err != nil {
 		return err
@@ -226,7 +231,8 @@ func (a *app) runCheck(ctx context.Context, flags injectFlags, args []string) er
 }
 
 // checkFiles asks about the objects of files. Namespaces and webhooks are those of the files, then those of the cluster.
-func (a *app) checkFiles(ctx context.Context, flags injectFlags) ([]checked, error) {
+// Of what the policies do to them speaks explain, unless it is nil.
+func (a *app) checkFiles(ctx context.Context, flags injectFlags, explain *explainer) ([]checked, error) {
 	manifests, err := a.manifests(flags.files, flags.recursive)
 	if err != nil {
 		return nil, err
@@ -235,8 +241,9 @@ func (a *app) checkFiles(ctx context.Context, flags injectFlags) ([]checked, err
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{namespaces: map[string]*corev1.Namespace{}, unknown: map[string]bool{},
+	c := &checker{namespaces: map[string]*corev1.Namespace{}, unknown: map[string]bool{}, policies: explain,
 		config: func(string) *inject.Config { return s.config }}
+	explain.whole(s.config)
 	if err := a.surroundings(ctx, s, c); err != nil {
 		return nil, err
 	}

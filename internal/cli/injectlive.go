@@ -57,8 +57,8 @@ func parseTarget(arg string) (checkTarget, error) {
 	return t, nil
 }
 
-// checkCluster asks about what runs in the cluster.
-func (a *app) checkCluster(ctx context.Context, args []string) ([]checked, error) {
+// checkCluster asks about what runs in the cluster; of what the policies do to it speaks explain, unless it is nil.
+func (a *app) checkCluster(ctx context.Context, args []string, explain *explainer) ([]checked, error) {
 	targets := make([]checkTarget, len(args))
 	for i, arg := range args {
 		var err error
@@ -70,13 +70,16 @@ func (a *app) checkCluster(ctx context.Context, args []string) ([]checked, error
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{namespaces: map[string]*corev1.Namespace{}, unknown: map[string]bool{}}
+	c := &checker{namespaces: map[string]*corev1.Namespace{}, unknown: map[string]bool{}, policies: explain}
 	admission, configs, webhooks, err := a.liveAdmission(ctx, conn)
 	if err != nil {
 		return nil, fmt.Errorf("list webhook configurations: %w", err)
 	}
 	c.admission, c.webhooks = admission, webhooks
 	c.config = func(revision string) *inject.Config { return configs[revision] }
+	if err := explain.live(ctx, conn, configs); err != nil {
+		return nil, err
+	}
 	if len(targets) == 0 {
 		return a.checkAll(ctx, conn, c)
 	}

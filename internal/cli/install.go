@@ -23,7 +23,6 @@ import (
 // installFlags are what `install` has beside the flags of every command.
 type installFlags struct {
 	options    install.Options
-	injection  string
 	registry   string
 	tag        string
 	image      string
@@ -74,7 +73,7 @@ func (a *app) installCommand() *cobra.Command {
 		},
 	}
 	f, o := cmd.Flags(), &flags.options
-	f.StringVar(&flags.injection, "injection", "auto", "how pods get sidecars: auto or webhook")
+	f.StringVar(&o.Injection, "injection", install.ByWebhook, "how pods get sidecars: webhook, policy (by the API server itself, from Kubernetes 1.36; the webhook does what that cannot), or auto: policy where it can be")
 	f.StringVar(&flags.registry, "registry", "docker.io/selvage", "registry and path of the images selvaged and proxy")
 	f.StringVar(&flags.tag, "tag", version.Version, "tag of both images")
 	f.StringVar(&flags.image, "image", "", "full name of the control plane's image, instead of --registry and --tag")
@@ -112,13 +111,6 @@ func (a *app) installCommand() *cobra.Command {
 func (a *app) installOptions(cmd *cobra.Command, flags *installFlags) error {
 	o := &flags.options
 	usage := func(err error) error { return &usageError{cmd.CommandPath(), err} }
-	switch flags.injection {
-	case "auto", "webhook":
-	case "policy":
-		return usage(fmt.Errorf("injection by admission policy is not part of this version: use --injection webhook"))
-	default:
-		return usage(fmt.Errorf("--injection %q is neither auto nor webhook", flags.injection))
-	}
 	switch o.PullPolicy {
 	case "Always", "IfNotPresent", "Never":
 	default:
@@ -187,6 +179,11 @@ func (a *app) printObjects(o install.Options) error {
 	if err != nil {
 		return err
 	}
+	return a.printManifests(objects)
+}
+
+// printManifests prints objects as manifests: YAML, or JSON where that is asked for.
+func (a *app) printManifests(objects []*unstructured.Unstructured) error {
 	if a.output == "json" {
 		list := unstructured.UnstructuredList{Object: map[string]any{"apiVersion": "v1", "kind": "List"}}
 		for _, u := range objects {

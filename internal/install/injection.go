@@ -99,7 +99,7 @@ func (o Options) webhooks() (out []*admissionv1.MutatingWebhookConfiguration) {
 	r := inject.Registration{
 		Revision:                  o.revision(),
 		EnableNamespacesByDefault: o.EnableNamespacesByDefault, AfterPolicy: o.Injection == ByPolicy,
-		Endpoint:                  inject.Endpoint{Namespace: Namespace, Service: o.Name(appName), URL: strings.TrimSuffix(o.WebhookURL, "/")},
+		Endpoint: inject.Endpoint{Namespace: Namespace, Service: o.Name(appName), URL: strings.TrimSuffix(o.WebhookURL, "/")},
 	}
 	out = append(out, r.Configuration())
 	for _, tag := range o.Tags {

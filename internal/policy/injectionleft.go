@@ -126,11 +126,7 @@ func (t *Template) leftProbes(pod *corev1.Pod) string {
 			return fmt.Sprintf("container %s has a name or address with characters that the policy does not take: %q", c.Name, texts[i])
 		}
 	}
-	rewrite := t.Rewrite
-	if value, has := pod.Annotations[annotation.SidecarRewriteAppHTTPProbers.Name]; has {
-		rewrite, _ = strconv.ParseBool(value)
-	}
-	if !rewrite {
+	if !t.rewrites(pod) {
 		return ""
 	}
 	for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
@@ -144,6 +140,14 @@ func (t *Template) leftProbes(pod *corev1.Pod) string {
 		}
 	}
 	return ""
+}
+
+func (t *Template) rewrites(pod *corev1.Pod) bool {
+	if value, has := pod.Annotations[annotation.SidecarRewriteAppHTTPProbers.Name]; has {
+		rewrite, _ := strconv.ParseBool(value)
+		return rewrite
+	}
+	return t.Rewrite
 }
 
 // asked is a probe or a hook as the policy looks at it.
@@ -200,14 +204,32 @@ func leftHandler(c *corev1.Container, h asked) string {
 	if !plain.MatchString(host) || strangeHost.MatchString(host) && !loopback {
 		return "asks a host that the policy does not take: " + strconv.Quote(host)
 	}
-	if host != "" && !strings.EqualFold(host, "localhost") && !loopback || h.http != nil && h.http.Path == h.key {
-		return "" // it stays as it is
+	if staysAsItIs(h) != "" {
+		return ""
 	}
 	if i := slices.IndexFunc(texts, func(s string) bool { return !plain.MatchString(s) }); i >= 0 {
 		return "has characters that the policy does not take: " + strconv.Quote(texts[i])
 	}
 	if n := portOf(c, port); n < 1 || n > 65535 {
 		return "asks port " + port.String() + ", which is none and no name of one of the container's"
+	}
+	return ""
+}
+
+// staysAsItIs says why the kubelet asks itself, "" when the agent does it for it.
+func staysAsItIs(h asked) string {
+	host := ""
+	switch {
+	case h.http != nil:
+		host = h.http.Host
+	case h.tcp != nil:
+		host = h.tcp.Host
+	}
+	switch {
+	case h.http != nil && h.http.Path == h.key:
+		return "it goes to the agent already"
+	case host != "" && !strings.EqualFold(host, "localhost") && host != "127.0.0.1" && host != "::1":
+		return "it asks another host"
 	}
 	return ""
 }
@@ -225,4 +247,27 @@ func portOf(c *corev1.Container, port intstr.IntOrString) int {
 		return port.IntValue()
 	}
 	return 0
+}
+
+// Effects say what of a pod's own the policy carries out, a phrase each: which annotation, which probe.
+func (t *Template) Effects(pod *corev1.Pod) (out []string) {
+	names := make([]string, 0, len(pod.Annotations))
+	for name := range pod.Annotations {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		said := slices.ContainsFunc(acceptedAnnotations(), func(a accepted) bool { return a.pattern != "" && slices.Contains(a.names, name) })
+		if said || slices.Contains([]string{prometheusScrape, prometheusPath, prometheusPort}, name) {
+			out = append(out, fmt.Sprintf("annotation %s=%q is carried out", name, pod.Annotations[name]))
+		}
+	}
+	for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
+		for _, h := range handlersOf(&c) {
+			if t.rewrites(pod) && (h.http != nil || h.tcp != nil || h.grpc != nil) && !slices.Contains(ourContainers, c.Name) && staysAsItIs(h) == "" {
+				out = append(out, fmt.Sprintf("%s of container %s goes to the agent, port %d", h.field, c.Name, t.AgentPort))
+			}
+		}
+	}
+	return out
 }

@@ -45,10 +45,13 @@ type injectors struct {
 	template  *policy.Template
 	namespace string // of meshed pods
 	plain     string // of others
+	root      []byte // of the webhook
 
 	mu     sync.Mutex
 	called map[string]bool
 	down   atomic.Bool
+	// serving is what the webhook injects by.
+	serving atomic.Pointer[inject.Config]
 }
 
 // newInjectors installs a revision with injection by policy, and writes its parameter.
@@ -60,30 +63,42 @@ func newInjectors(t *testing.T, config func(rev string) *inject.Config) *injecto
 		o.Injection, o.WebhookURL, o.Guards = install.ByPolicy, "https://"+address, nil
 	})
 	j.inject = config(j.rev)
-	hooks := j.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
-	hook, err := hooks.Get(t.Context(), j.mutating(), metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range hook.Webhooks {
-		hook.Webhooks[i].ClientConfig.CABundle = root
-	}
-	if _, err := hooks.Update(t.Context(), hook, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	j.serving.Store(j.inject)
+	j.root = root
+	j.webhookTrusts()
 	j.namespace = j.namespaceOf(map[string]string{"istio.io/rev": j.rev}).Name
 	j.plain = j.namespaceOf(nil).Name
+	return j
+}
+
+// webhookTrusts writes the test's root into the webhook.
+func (j *injectors) webhookTrusts() {
+	j.Helper()
+	hooks := j.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	hook, err := hooks.Get(j.Context(), j.mutating(), metav1.GetOptions{})
+	if err != nil {
+		j.Fatal(err)
+	}
+	for i := range hook.Webhooks {
+		hook.Webhooks[i].ClientConfig.CABundle = j.root
+	}
+	if _, err := hooks.Update(j.Context(), hook, metav1.UpdateOptions{}); err != nil {
+		j.Fatal(err)
+	}
+}
+
+// inForce writes the parameter and waits until the policy injects.
+func (j *injectors) inForce() {
+	j.Helper()
 	j.give(true)
 	j.eventually("the policy", func() string { // a second after it was made
 		j.down.Store(true)
 		defer j.down.Store(false)
-		_, err := j.create(j.namespace, simplePod())
-		if err != nil {
+		if _, err := j.create(j.namespace, simplePod()); err != nil {
 			return err.Error()
 		}
 		return ""
 	})
-	return j
 }
 
 // give writes the policy's parameter, or takes the template out of it.
@@ -124,7 +139,7 @@ func (j *injectors) listen(t *testing.T) (address string, root []byte) {
 	if err := json.Unmarshal(data, &lab); err != nil {
 		t.Fatal(err)
 	}
-	handler, err := webhook.New(webhook.Config{Config: func() *inject.Config { return j.inject }, Revision: "any", Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	handler, err := webhook.New(webhook.Config{Config: j.serving.Load, Revision: "any", Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,8 +156,12 @@ func (j *injectors) listen(t *testing.T) (address string, root []byte) {
 	server := &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), TLSConfig: &tls.Config{Certificates: []tls.Certificate{*certificate}},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
-			if err != nil || j.down.Load() {
+			if err != nil || j.down.Load() && r.URL.Path != "/late" {
 				http.Error(w, "down", http.StatusServiceUnavailable)
+				return
+			}
+			if r.URL.Path == "/late" {
+				addLate(w, body)
 				return
 			}
 			if m := of.FindSubmatch(body); m != nil {
@@ -225,6 +244,7 @@ func TestInjectionEquality(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, c.mesh, c.config, c.values) })
+			j.inForce()
 			j.equal(generatedPods(pods))
 		})
 	}

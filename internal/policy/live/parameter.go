@@ -42,6 +42,8 @@ type ParameterConfig struct {
 	Name       string
 	// Spec gives the fields that are to be in the parameter; nil takes one out. It is called at every look.
 	Spec func(context.Context) (map[string]any, error)
+	// Absent is called when there is no such parameter; it may be nil.
+	Absent func()
 	// AtEnd are fields to write when the keeper ends, nil for none.
 	AtEnd map[string]any
 	// Stamp is a field that gets the time whenever another one changes, "" for none.
@@ -74,10 +76,13 @@ func (p *Parameter) Run(ctx context.Context) error {
 		switch {
 		case err != nil && ctx.Err() != nil:
 		case apierrors.IsNotFound(err):
-			wait = absence // the guards are not installed
+			wait = absence // what it is for is not installed
+			if p.config.Absent != nil {
+				p.config.Absent()
+			}
 		case err != nil && err.Error() != said:
 			said = err.Error()
-			p.config.Log.Warn("a parameter of the guards cannot be kept, it is tried again", "parameter", p.config.Name, "error", err,
+			p.config.Log.Warn("an admission parameter cannot be kept, it is tried again", "parameter", p.config.Name, "error", err,
 				"hint", "`selvage install` grants the right to get, watch and patch it")
 		case err == nil:
 			said = ""
@@ -99,8 +104,8 @@ func (p *Parameter) Run(ctx context.Context) error {
 	if p.config.AtEnd != nil {
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 		defer cancel()
-		if err := p.write(ending, p.config.AtEnd); err != nil && !apierrors.IsNotFound(err) {
-			p.config.Log.Warn("a parameter of the guards was left as it is", "parameter", p.config.Name, "error", err)
+		if err := p.put(ending, p.config.Name, p.config.AtEnd); err != nil && !apierrors.IsNotFound(err) {
+			p.config.Log.Warn("an admission parameter was left as it is", "parameter", p.config.Name, "error", err)
 		}
 	}
 	return nil
@@ -133,8 +138,7 @@ func (p *Parameter) hookEvents(ctx context.Context) <-chan struct{} {
 func (p *Parameter) keep(ctx context.Context) (*unstructured.Unstructured, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	parameters := p.config.Dynamic.Resource(policy.ParameterResource)
-	live, err := parameters.Get(ctx, p.config.Name, metav1.GetOptions{})
+	live, err := p.get(ctx, p.config.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -142,34 +146,77 @@ func (p *Parameter) keep(ctx context.Context) (*unstructured.Unstructured, error
 	if err != nil {
 		return live, fmt.Errorf("find out what is to be in AdmissionParameter %s: %w", p.config.Name, err)
 	}
-	want, err = plain(want)
-	if err != nil {
+	patches, err := differences(live, want)
+	if err != nil || len(patches) == 0 {
 		return live, err
-	}
-	spec, _, _ := unstructured.NestedMap(live.Object, "spec")
-	differs := false
-	for field, value := range want {
-		differs = differs || !reflect.DeepEqual(spec[field], value)
-	}
-	if !differs {
-		return live, nil
 	}
 	if p.config.Stamp != "" {
 		want[p.config.Stamp] = time.Now().UTC().Format(time.RFC3339)
+		if patches, err = differences(live, want); err != nil {
+			return live, err
+		}
 	}
-	if err := p.write(ctx, want); err != nil {
-		return live, err
+	if live, err = p.patch(ctx, p.config.Name, patches); err != nil {
+		return nil, err
 	}
-	return parameters.Get(ctx, p.config.Name, metav1.GetOptions{})
+	return live, nil
 }
 
-func (p *Parameter) write(ctx context.Context, spec map[string]any) error {
-	body, err := json.Marshal(map[string]any{"spec": spec})
+// put writes fields into a parameter, if they differ.
+func (p *Parameter) put(ctx context.Context, name string, want map[string]any) error {
+	live, err := p.get(ctx, name)
 	if err != nil {
-		return fmt.Errorf("encode AdmissionParameter %s: %w", p.config.Name, err)
+		return err
 	}
-	_, err = p.config.Dynamic.Resource(policy.ParameterResource).Patch(ctx, p.config.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager})
+	patches, err := differences(live, want)
+	if err != nil || len(patches) == 0 {
+		return err
+	}
+	_, err = p.patch(ctx, name, patches)
 	return err
+}
+
+func (p *Parameter) get(ctx context.Context, name string) (*unstructured.Unstructured, error) {
+	return p.config.Dynamic.Resource(policy.ParameterResource).Get(ctx, name, metav1.GetOptions{})
+}
+
+// operation is one of a JSON patch. A merge patch would leave in a field what its new value does not have.
+type operation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	Value any    `json:"value,omitempty"`
+}
+
+func (p *Parameter) patch(ctx context.Context, name string, patches []operation) (*unstructured.Unstructured, error) {
+	body, err := json.Marshal(patches)
+	if err != nil {
+		return nil, fmt.Errorf("encode AdmissionParameter %s: %w", name, err)
+	}
+	return p.config.Dynamic.Resource(policy.ParameterResource).Patch(ctx, name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: manager})
+}
+
+// differences are what makes the fields of a parameter those that are wanted; nil takes one out, and others stay.
+func differences(live *unstructured.Unstructured, want map[string]any) (out []operation, err error) {
+	if want, err = plain(want); err != nil {
+		return nil, err
+	}
+	spec, has, _ := unstructured.NestedMap(live.Object, "spec")
+	if !has {
+		out = append(out, operation{Op: "add", Path: "/spec", Value: map[string]any{}})
+	}
+	for field, value := range want { // they do not depend on each other
+		switch _, there := spec[field]; {
+		case reflect.DeepEqual(spec[field], value):
+		case value != nil:
+			out = append(out, operation{Op: "add", Path: "/spec/" + field, Value: value})
+		case there:
+			out = append(out, operation{Op: "remove", Path: "/spec/" + field})
+		}
+	}
+	if !has && len(out) == 1 {
+		return nil, nil
+	}
+	return out, nil
 }
 
 // plain gives values as JSON has them, so that they can be compared with what was read.

@@ -1,0 +1,409 @@
+//go:build apiserver
+
+package live_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/policy"
+	"github.com/selvage-mesh/selvage/internal/policy/live"
+)
+
+// keeper is the product's keeper of the template, with the rights of the control plane's account.
+type keeper struct {
+	*injectors
+	config  atomic.Pointer[inject.Config]
+	changed chan struct{}
+	states  chan policy.InjectionState
+	events  chan string
+}
+
+func (k *keeper) Event(_ runtime.Object, kind, reason, message string) {
+	k.events <- kind + " " + reason + " " + message
+}
+
+// keep runs one until the test ends.
+func (j *injectors) keep() *keeper {
+	j.Helper()
+	k := &keeper{injectors: j, changed: make(chan struct{}, 1), states: make(chan policy.InjectionState, 100), events: make(chan string, 100)}
+	k.config.Store(j.inject)
+	as := j.asControlPlane()
+	i, err := live.NewInjection(live.InjectionConfig{Kubernetes: kubernetes.NewForConfigOrDie(as), Dynamic: dynamic.NewForConfigOrDie(as), Revision: j.rev, Injector: k.config.Load,
+		Changed: k.changed, Report: func(s policy.InjectionState) { k.states <- s }, Events: k, Log: slog.New(slog.NewTextHandler(j.Output(), nil))})
+	if err != nil {
+		j.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := i.Run(ctx); err != nil {
+			j.Error(err)
+		}
+	})
+	j.Cleanup(func() { cancel(); running.Wait() })
+	return k
+}
+
+// until reads states until one has the reason.
+func (k *keeper) until(reason policy.Reason) policy.InjectionState {
+	k.Helper()
+	var last policy.InjectionState
+	k.eventually("state "+string(reason), func() string {
+		select {
+		case last = <-k.states:
+		default:
+		}
+		if last.Reason == reason {
+			return ""
+		}
+		return string(last.Reason) + ": " + last.Message
+	})
+	return last
+}
+
+// use has the keeper take another configuration.
+func (k *keeper) use(config *inject.Config) {
+	k.config.Store(config)
+	k.serving.Store(config)
+	k.changed <- struct{}{}
+}
+
+// alone creates a pod while the webhook answers nobody.
+func (j *injectors) alone(namespace string, pod *corev1.Pod) (*corev1.Pod, error) {
+	j.down.Store(true)
+	defer j.down.Store(false)
+	return j.create(namespace, pod)
+}
+
+// whoInjects is "policy", "webhook" or what keeps the pod from being created.
+func (j *injectors) whoInjects() string {
+	j.Helper()
+	j.calls()
+	pod, err := j.create(j.namespace, withNumber(simplePod(), "who"))
+	switch {
+	case err != nil:
+		return err.Error()
+	case !policy.HasSidecar(pod):
+		return "nobody"
+	case j.calls()["who"]:
+		return "webhook"
+	}
+	return "policy"
+}
+
+func (j *injectors) untilInjectedBy(who string) {
+	j.Helper()
+	j.eventually("injection by the "+who, func() string {
+		if got := j.whoInjects(); got != who {
+			return got
+		}
+		return ""
+	})
+}
+
+// TestTheTemplateIsTriedFirst: what comes into force was proven, what is known to be wrong is taken out and told, and at no moment is a
+// pod without its sidecar.
+func TestTheTemplateIsTriedFirst(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, "", "", "{}") })
+	if who := j.whoInjects(); who != "webhook" {
+		t.Errorf("with an empty parameter: %s", who)
+	}
+	k := j.keep()
+	k.until(policy.ProvenHeld)
+	j.untilInjectedBy("policy")
+
+	k.use(configOf(t, j.rev, "", "injectedAnnotations: {example.com/a: b}", `{"global":{"tag":"2.0.0"}}`))
+	j.eventually("another image", func() string {
+		pod, err := j.alone(j.namespace, simplePod())
+		if err != nil {
+			return err.Error()
+		}
+		if image := pod.Spec.InitContainers[1].Image; !strings.HasSuffix(image, ":2.0.0") || pod.Annotations["example.com/a"] != "b" {
+			return image
+		}
+		return ""
+	})
+	k.use(configOf(t, j.rev, "", "", "{}"))
+	j.eventually("an annotation that is gone again", func() string {
+		pod, err := j.alone(j.namespace, simplePod())
+		if err != nil {
+			return err.Error()
+		}
+		return pod.Annotations["example.com/a"]
+	})
+
+	k.use(configOf(t, j.rev, "", "", `{"pilot":{"env":{"ENABLE_NATIVE_SIDECARS":"false"}}}`))
+	if s := k.until(policy.Unsupported); !strings.Contains(s.Message, "ordinary containers") {
+		t.Errorf("it is told as %+v", s)
+	}
+	if e := <-k.events; !strings.HasPrefix(e, "Warning InjectionNotByPolicy SEL0047: ") {
+		t.Errorf("Event %s", e)
+	}
+	j.eventually("the webhook", func() string {
+		j.calls()
+		pod, err := j.create(j.namespace, withNumber(simplePod(), "classic"))
+		if err != nil {
+			return err.Error()
+		}
+		return map[bool]string{false: "the policy injects"}[j.calls()["classic"] && len(pod.Spec.Containers) == 2]
+	})
+
+	// A policy of another release: somebody changes what it does.
+	policies := j.client.AdmissionregistrationV1().MutatingAdmissionPolicies()
+	p, err := policies.Get(t.Context(), policy.InjectionName(j.rev), metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	real := p.Spec.Mutations[0].JSONPatch.Expression
+	p.Spec.Mutations[0].JSONPatch.Expression = strings.Replace(real, "'istio.io/rev': string(", "'istio.io/rev': 'another' + string(", 1)
+	if _, err := policies.Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	j.eventually("the change", func() string { // API servers hear of it within a second; the parameter is empty, so only a trial can show it
+		n++
+		k.use(configOf(t, j.rev, "", "", fmt.Sprintf(`{"global":{"tag":"3.0.%d"}}`, n)))
+		select {
+		case s := <-k.states:
+			return map[bool]string{false: string(s.Reason)}[s.Reason == policy.Different && strings.Contains(s.Message, "metadata.annotations.istio.io/rev")]
+		default:
+			return "nothing is told"
+		}
+	})
+	if who := j.whoInjects(); who != "webhook" {
+		t.Errorf("with a policy that makes other pods: %s", who)
+	}
+}
+
+// TestEveryWayToFail: a pod that asks for a sidecar gets it from the webhook or is refused with the reason; all others pass.
+func TestEveryWayToFail(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, "", "", "{}") })
+	j.inForce()
+	parameters := j.dynamic.Resource(policy.ParameterResource)
+	policies := j.client.AdmissionregistrationV1().MutatingAdmissionPolicies()
+	policyIs := func(change func(*admissionv1.MutatingAdmissionPolicy)) {
+		t.Helper()
+		p, err := policies.Get(t.Context(), policy.InjectionName(j.rev), metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(p)
+		if _, err := policies.Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var whole admissionv1.MutatingAdmissionPolicy
+	template := func(field string, value any) {
+		t.Helper()
+		body, _ := json.Marshal([]map[string]any{{"op": "add", "path": "/spec/injection/" + field, "value": value}})
+		if _, err := parameters.Patch(t.Context(), policy.InjectionName(j.rev), types.JSONPatchType, body, metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name       string
+		make, undo func()
+	}{
+		{"the parameter is gone", func() {
+			if err := parameters.Delete(t.Context(), policy.InjectionName(j.rev), metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}, func() {
+			if err := j.installer().Apply(t.Context(), j.options); err != nil {
+				t.Fatal(err)
+			}
+			j.webhookTrusts()
+		}},
+		{"an expression fails", func() {
+			policyIs(func(p *admissionv1.MutatingAdmissionPolicy) {
+				p.DeepCopyInto(&whole)
+				for i := range p.Spec.Variables {
+					if p.Spec.Variables[i].Name == "canonical" {
+						p.Spec.Variables[i].Expression = "string(params.spec.nowhere)"
+					}
+				}
+			})
+		}, func() { policyIs(func(p *admissionv1.MutatingAdmissionPolicy) { p.Spec = whole.Spec }) }},
+		{"the parameter is of another release", func() { template("form", 99) }, func() {}},
+		{"the parameter lacks what the policy reads", func() { template("volumes", "none") }, func() {}},
+	} {
+		c.make()
+		j.untilInjectedBy("webhook")
+		if _, err := j.alone(j.namespace, simplePod()); err == nil || !strings.Contains(err.Error(), "failed calling webhook") {
+			t.Errorf("%s: without the webhook a pod that asks: %v", c.name, err)
+		} else {
+			t.Logf("%s: %v", c.name, err)
+		}
+		if pod, err := j.alone(j.plain, simplePod()); err != nil || policy.HasSidecar(pod) {
+			t.Errorf("%s: a pod that does not ask: %v", c.name, err)
+		}
+		c.undo()
+		j.give(true)
+		j.untilInjectedBy("policy")
+	}
+}
+
+// addLate answers as a webhook that adds a container with a probe.
+func addLate(w http.ResponseWriter, body []byte) {
+	var review struct {
+		Request struct{ UID string }
+	}
+	_ = json.Unmarshal(body, &review)
+	patch := []byte(`[{"op":"add","path":"/spec/containers/-","value":{"name":"late","image":"late","livenessProbe":{"httpGet":{"path":"/late","port":1234}}}}]`)
+	_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+		"response": map[string]any{"uid": review.Request.UID, "allowed": true, "patchType": "JSONPatch", "patch": patch}})
+}
+
+// TestLateContainers: another webhook adds a container with a probe when the sidecar is there already; the kubelet's question goes to the
+// agent all the same, and the agent knows both.
+func TestLateContainers(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, "", "", "{}") })
+	j.inForce()
+	hooks := j.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	ours, err := hooks.Get(t.Context(), j.mutating(), metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := &admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "late-" + j.rev}, Webhooks: []admissionv1.MutatingWebhook{*ours.Webhooks[0].DeepCopy()}}
+	w := &late.Webhooks[0]
+	w.Name, w.MatchConditions = "late.example.com", nil
+	url := strings.Replace(*w.ClientConfig.URL, "/inject", "/late", 1)
+	w.ClientConfig.URL = &url
+	if _, err := hooks.Create(t.Context(), late, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hooks.Delete(context.Background(), late.Name, metav1.DeleteOptions{}) })
+	for _, early := range []bool{false, true} {
+		pod := simplePod()
+		if early {
+			pod.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(80)}}}
+		}
+		j.eventually(fmt.Sprintf("a late container, with another probe: %v", early), func() string {
+			got, err := j.alone(j.namespace, pod)
+			if err != nil {
+				return err.Error()
+			}
+			if len(got.Spec.Containers) != 2 {
+				return "it is not added yet"
+			}
+			var probers map[string]any
+			for _, e := range got.Spec.InitContainers[1].Env {
+				if e.Name == "ISTIO_KUBE_APP_PROBERS" {
+					_ = json.Unmarshal([]byte(e.Value), &probers)
+				}
+			}
+			if probe := got.Spec.Containers[1].LivenessProbe; probe.HTTPGet.Path != "/app-health/late/livez" || probers["/app-health/late/livez"] == nil || early != (probers["/app-health/a/readyz"] != nil) {
+				return fmt.Sprintf("the kubelet asks %s, the agent knows %v", probe.HTTPGet.Path, probers)
+			}
+			return ""
+		})
+	}
+}
+
+// TestManyContainers: the budget of an expression is a million units; pods of 20 containers with three probes, hooks and ports each are
+// far from it.
+func TestManyContainers(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, "", "", "{}") })
+	j.inForce()
+	for _, n := range []int{20, 100} {
+		pod := simplePod()
+		pod.Spec.Containers = nil
+		for i := range n {
+			port := int32(20000 + i)
+			get := func(path string) corev1.ProbeHandler {
+				return corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromString("http"), HTTPHeaders: []corev1.HTTPHeader{{Name: "Host", Value: "a"}}}}
+			}
+			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: fmt.Sprintf("c%d", i), Image: "a", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: port}},
+				ReadinessProbe: &corev1.Probe{ProbeHandler: get("/ready")}, LivenessProbe: &corev1.Probe{ProbeHandler: get("/live")}, StartupProbe: &corev1.Probe{ProbeHandler: get("/start")},
+				Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: get("/stop").HTTPGet}}})
+		}
+		got, err := j.alone(j.namespace, pod)
+		if err != nil {
+			t.Fatalf("%d containers: %v", n, err)
+		}
+		for _, c := range got.Spec.Containers {
+			if c.StartupProbe.HTTPGet.Path != "/app-health/"+c.Name+"/startupz" {
+				t.Fatalf("%d containers: the kubelet asks %s", n, c.StartupProbe.HTTPGet.Path)
+			}
+		}
+	}
+}
+
+// TestThePolicyDecidesAsTheWebhook: for every combination of labels the policy injects exactly what the webhook would have.
+func TestThePolicyDecidesAsTheWebhook(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config {
+		return configOf(t, rev, "", "neverInjectSelector: [{matchExpressions: [{key: "+never+", operator: Exists}]}]", "{}")
+	})
+	j.inForce()
+	hooks := j.client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	list, err := hooks.List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	admission := inject.NewAdmission(list.Items, map[string]*inject.Config{j.rev: j.inject})
+	if err := hooks.Delete(t.Context(), j.mutating(), metav1.DeleteOptions{}); err != nil { // so that the policy is alone
+		t.Fatal(err)
+	}
+	j.options.Tags = []string{"none"}
+	injected, passed := 0, 0
+	for _, injection := range []string{"", "enabled", "disabled"} {
+		for _, rev := range []string{"", j.rev} {
+			labels := map[string]string{}
+			if injection != "" {
+				labels["istio-injection"] = injection
+			}
+			if rev != "" {
+				labels["istio.io/rev"] = rev
+			}
+			ns := j.namespaceOf(labels)
+			for _, o := range zip(j.pods(), j.all(j.pods(), ns.Name)) {
+				want := admission.Expect(ns, o.asked)
+				if o.err != nil {
+					t.Fatal(o.err)
+				}
+				if got := policy.HasSidecar(o.pod); got != want.Inject {
+					t.Errorf("namespace %v, pod %v %v, hostNetwork %v: injected %v, while the webhook says %s (%s)", ns.Labels, o.asked.Labels, o.asked.Annotations, o.asked.Spec.HostNetwork, got, want.Reason, want.Detail)
+				}
+				if want.Inject {
+					injected++
+				} else {
+					passed++
+				}
+			}
+		}
+	}
+	t.Logf("%d pods were injected and %d passed", injected, passed)
+	if injected < 50 || passed < 500 {
+		t.Error("the test does not test")
+	}
+}
+
+type pair struct {
+	outcome
+	asked *corev1.Pod
+}
+
+func zip(pods []*corev1.Pod, outcomes []outcome) (out []pair) {
+	for i := range pods {
+		out = append(out, pair{outcomes[i], pods[i]})
+	}
+	return out
+}
