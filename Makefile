@@ -121,6 +121,10 @@ bench-drift: ## 500 random drifts of webhooks on a real API server, and a minute
 bench-api: ## benchmarks against a real API server, in a lab of level 1; BENCH=REGEXP chooses
 	@tools/apiserver-bench.sh
 
+.PHONY: bench-peer
+bench-peer: ## selvaged beside istiod, which it builds, with the same objects and simulated sidecars (tools/bench-peer.sh has the sizes); wants bin/
+	@tools/bench-peer.sh
+
 .PHONY: acceptance
 acceptance: ## injection by Istio's own template, and Istio's test data (ACCEPTANCE_DIR); builds istioctl the first time
 	@tools/acceptance.sh

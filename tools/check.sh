@@ -8,7 +8,7 @@ step() { # NAME COMMAND…
   if "$@"; then printf 'ok   %-16s %3ds\n' "$name" $((SECONDS - start)); else printf 'FAIL %-16s %3ds\n' "$name" $((SECONDS - start)); failed=1; fi
 }
 formatted() { local out; out=$("$(dirname "$GO")/gofmt" -l $(git ls-files '*.go')); [ -z "$out" ] || { echo "not formatted (run gofmt -w): $out"; return 1; }; }
-vet() { "$GO" vet ./... && "$GO" vet -tags apiserver,istio,long ./... && (cd lab && "$GO" vet ./...) && (cd tools/helm && "$GO" vet -tags apiserver ./...); }
+vet() { "$GO" vet ./... && "$GO" vet -tags apiserver,istio,long ./... && (cd lab && "$GO" vet ./...) && (cd bench/peer && "$GO" vet ./...) && (cd tools/helm && "$GO" vet -tags apiserver ./...); }
 # The tools build once into the cache, keyed by their go.sum: golangci-lint alone is minutes of compiling.
 tools_built() {
   local key; key=$(sha256sum tools/go.sum | cut -c1-12)
@@ -19,9 +19,10 @@ tools_built() {
 }
 lint() {
   "$TOOLS/golangci-lint" run ./... && (cd lab && "$TOOLS/golangci-lint" run --config ../.golangci.yml ./...) &&
+    (cd bench/peer && "$TOOLS/golangci-lint" run --config ../../.golangci.yml ./...) &&
     (cd tools/helm && "$TOOLS/golangci-lint" run --config ../../.golangci.yml --build-tags apiserver ./...)
 }
-tidy() { "$GO" mod tidy -diff && (cd lab && "$GO" mod tidy -diff) && (cd tools && "$GO" mod tidy -diff) && (cd tools/helm && "$GO" mod tidy -diff); }
+tidy() { "$GO" mod tidy -diff && (cd lab && "$GO" mod tidy -diff) && (cd bench/peer && "$GO" mod tidy -diff) && (cd tools && "$GO" mod tidy -diff) && (cd tools/helm && "$GO" mod tidy -diff); }
 generated() { # what `make generate` would write is what is committed
   local before after; before=$(git status --porcelain); "$GO" generate ./... || return 1; after=$(git status --porcelain)
   [ "$before" = "$after" ] || { echo "generated files are out of date: run make generate"; git status --short; return 1; }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -183,6 +184,8 @@ func (f *front) statusHandler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /ready", f.serveReady)
 	mux.Handle("GET /debug/syncz", f.authorizer.Require(f.proxies.SyncHandler(f.replica, version.Version)))
+	mux.Handle("GET /debug/pprof/", f.authorizer.Require(http.HandlerFunc(pprof.Index)))
+	mux.Handle("GET /debug/pprof/profile", f.authorizer.Require(http.HandlerFunc(pprof.Profile)))
 	return http.TimeoutHandler(mux, 30*time.Second, "timed out\n")
 }
 
