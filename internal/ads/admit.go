@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/selvage-mesh/selvage/internal/ads/session"
 	"github.com/selvage-mesh/selvage/internal/scope"
 )
 
@@ -83,7 +84,8 @@ func (st *stream) introduce(ctx context.Context, receive func() (request, error)
 	if st.trusting {
 		namespace, account = n.namespace, n.account
 	}
-	st.proxy = scope.Proxy{ID: n.id, Namespace: namespace, Name: n.pod, ServiceAccount: account, Version: n.envoy, Addresses: n.addresses}
+	st.proxy = scope.Proxy{ID: n.id, Namespace: namespace, Name: n.pod, ServiceAccount: account, Version: n.envoy, Addresses: n.addresses,
+		Delta: st.variant == session.Delta}
 	if n.namespace != namespace {
 		return first, "", status.Errorf(codes.PermissionDenied, "node id %q is of namespace %s, but the proxy's identity is service account %s of namespace %s",
 			n.id, n.namespace, account, namespace)

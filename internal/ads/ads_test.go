@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,7 +33,7 @@ func TestConnect(t *testing.T) {
 	}
 	s := got.Proxies[0]
 	if s.ID != "sidecar~10.1.0.1~web-0.shop~shop.svc.cluster.local" || s.Namespace != "shop" || s.Pod != "web-0" || s.ServiceAccount != "web" ||
-		s.EnvoyVersion != "1.40.2" || s.ConnectedAt.IsZero() || len(s.Types) != 4 {
+		s.EnvoyVersion != "1.40.2" || s.ConnectedAt.IsZero() || len(s.Types) != 5 {
 		t.Errorf("syncz: %s", recorder.Body)
 	}
 	if eds := s.Types["EDS"]; eds.State != "SYNCED" || eds.SentVersion == "" || eds.SentVersion != eds.AckedVersion {
@@ -82,9 +83,28 @@ func TestPushes(t *testing.T) {
 			t.Errorf("endpoints: %s", contents(eds))
 		}
 		p.ack(eds)
-		if r := p.next("RDS"); contents(r) != "80" {
-			t.Errorf("routes: %s", contents(r))
+		if r := p.next("VHDS"); contents(r) != "80/api.shop.svc.cluster.local:80" {
+			t.Errorf("virtual hosts: %s", contents(r))
 		}
+	})
+	t.Run("a proxy that does not take virtual hosts apart is sent whole routes", func(t *testing.T) {
+		c, w := start(t, nil), newWorld(1)
+		c.Publish(w.model())
+		p := c.connect("web-0", "shop/web")
+		p.node.GetUserAgentBuildVersion().GetVersion().MinorNumber = 36
+		p.subscribe("RDS", "80")
+		p.ack(p.next("RDS"))
+		w.service("api", "10.96.0.3", mesh.HTTP)
+		c.Publish(w.model())
+		r := p.next("RDS")
+		if contents(r) != "80" || !strings.Contains(r.String(), "api.shop.svc.cluster.local:80") {
+			t.Errorf("routes: %s", r)
+		}
+		p.ack(r)
+		c.await("the proxy has acknowledged", func(ps []ads.ProxyStatus) bool {
+			_, apart := ps[0].Types["VHDS"]
+			return ps[0].Types["RDS"].State == "SYNCED" && !apart
+		})
 	})
 	t.Run("replicas with one view cost one generation, however many connect at once", func(t *testing.T) {
 		c, w := start(t, nil), newWorld(20)
@@ -150,6 +170,22 @@ func TestRejection(t *testing.T) {
 	}
 	c.awaitMetric(1, "pilot_total_xds_rejects", "type=eds")
 
+	t.Run("of a virtual host it is one of its routes", func(t *testing.T) {
+		w.service("api", "10.96.0.3", mesh.HTTP)
+		c.Publish(w.model())
+		p.ack(p.next("CDS"))
+		p.nack(p.next("VHDS"), "Only unique values for domains are permitted. Duplicate entry of domain api.shop in route 80")
+		c.await("the rejection is known", func(ps []ads.ProxyStatus) bool { return ps[0].Types["RDS"].State == "REJECTED" })
+		rds := c.Proxies()[0].Types["RDS"]
+		if !strings.HasPrefix(rds.LastError, "Only unique values for domains") || !slices.Contains(rds.RejectedRefs, "Service/shop/api") {
+			t.Errorf("status: %+v", rds)
+		}
+		w.service("api", "10.96.0.3", mesh.TCP)
+		c.Publish(w.model())
+		p.ack(p.next("CDS"))
+		p.ack(p.next("LDS"))
+		c.await("the rejection is over", func(ps []ads.ProxyStatus) bool { return ps[0].Types["RDS"].State == "SYNCED" })
+	})
 	t.Run("the proxy goes on with the rest", func(t *testing.T) {
 		w.endpoints("web", "10.1.0.8")
 		c.Publish(w.model())

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/selvage-mesh/selvage/internal/ads"
+	"github.com/selvage-mesh/selvage/internal/mesh"
 )
 
 // pipe is the server's end of a stream without a network: what is measured is ours and not gRPC's.
@@ -28,9 +29,15 @@ type pipe struct {
 	got func(response)
 }
 
-type response struct{ url, nonce string }
+type response struct {
+	url, nonce string
+	size       int // bytes
+}
 
 func (p *pipe) Context() context.Context { return p.ctx }
+
+// SetHeader is where the server says what it wants to be told besides.
+func (p *pipe) SetHeader(metadata.MD) error { return nil }
 
 func (p *pipe) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
 	select {
@@ -42,14 +49,14 @@ func (p *pipe) Recv() (*discoveryv3.DeltaDiscoveryRequest, error) {
 }
 
 func (p *pipe) SendMsg(m any) error {
-	url, nonce := ads.Sent(m)
-	p.got(response{url, nonce})
+	url, nonce, size := ads.Sent(m)
+	p.got(response{url, nonce, size})
 	p.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: url, ResponseNonce: nonce}
 	return nil
 }
 
-// fleet connects n proxies of one view, which acknowledge everything at once.
-func fleet(b *testing.B, w *world, n int) (c *ads.Server, done func(), pushed func(int)) {
+// fleet connects n proxies of one view, of the minor release of Envoy, which acknowledge everything at once.
+func fleet(b *testing.B, w *world, n int, minor uint32) (c *ads.Server, done func(), pushed func(int) (size int)) {
 	b.Helper()
 	server, err := ads.New(ads.Config{Authenticate: byMetadata, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 		Debounce: time.Nanosecond, EndpointDebounce: time.Nanosecond, DrainSpread: time.Nanosecond, ConnectRate: 1e9, ConnectBurst: 1e9})
@@ -68,10 +75,13 @@ func fleet(b *testing.B, w *world, n int) (c *ads.Server, done func(), pushed fu
 	serve := ads.Service(server)
 	for i := range n {
 		p := &pipe{ctx: ctx, requests: make(chan *discoveryv3.DeltaDiscoveryRequest, 16), got: func(r response) { arrived <- r }}
-		p.requests <- &discoveryv3.DeltaDiscoveryRequest{Node: nodeOf(fmt.Sprintf("web-%d", i), "shop"), TypeUrl: types["CDS"]}
+		node := nodeOf(fmt.Sprintf("web-%d", i), "shop")
+		node.GetUserAgentBuildVersion().GetVersion().MinorNumber = minor
+		p.requests <- &discoveryv3.DeltaDiscoveryRequest{Node: node, TypeUrl: types["CDS"]}
 		p.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: types["EDS"], ResourceNamesSubscribe: names}
 		p.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: types["LDS"]}
 		p.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: types["RDS"], ResourceNamesSubscribe: []string{"80"}}
+		p.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: types["VHDS"]}
 		work.Go(func() {
 			if err := serve.DeltaAggregatedResources(p); status.Code(err) != codes.Canceled && err != nil {
 				b.Errorf("a stream ended: %v", err)
@@ -79,14 +89,16 @@ func fleet(b *testing.B, w *world, n int) (c *ads.Server, done func(), pushed fu
 			}
 		})
 	}
-	pushed = func(n int) {
+	pushed = func(n int) (size int) {
 		for range n {
 			select {
-			case <-arrived:
+			case r := <-arrived:
+				size += r.size
 			case <-ctx.Done():
 				b.Fatal("a stream ended")
 			}
 		}
+		return size
 	}
 	return server, func() { cancel(); work.Wait() }, pushed
 }
@@ -97,9 +109,9 @@ func BenchmarkPush(b *testing.B) {
 	for _, services := range []int{10, 1000} {
 		b.Run(fmt.Sprintf("proxies=%d,services=%d", proxies, services), func(b *testing.B) {
 			w := large(services, proxies)
-			server, done, pushed := fleet(b, w, proxies)
+			server, done, pushed := fleet(b, w, proxies, 40)
 			defer done()
-			pushed(4 * proxies)
+			pushed(5 * proxies)
 			i := 0
 			b.ReportAllocs()
 			for b.Loop() {
@@ -108,6 +120,32 @@ func BenchmarkPush(b *testing.B) {
 				server.Publish(w.model())
 				pushed(proxies)
 			}
+		})
+	}
+}
+
+// BenchmarkChangeRoute is one virtual host that changes, of a proxy's own service among others: 100 proxies, with the bytes that
+// each is sent when virtual hosts are resources of their own, and when they stand in their route configuration.
+func BenchmarkChangeRoute(b *testing.B) {
+	const proxies, services = 100, 1000
+	for _, c := range []struct {
+		name  string
+		minor uint32
+	}{{"apart", 40}, {"inline", 36}} {
+		b.Run(c.name, func(b *testing.B) {
+			w := large(services, proxies)
+			server, done, pushed := fleet(b, w, proxies, c.minor)
+			defer done()
+			pushed(5 * proxies) // a type that is not served is answered with nothing
+			sent, i := 0, 0
+			b.ReportAllocs()
+			for b.Loop() {
+				i++
+				w.service("s0500", fmt.Sprintf("10.98.%d.%d", i/250%250, i%250), mesh.HTTP)
+				server.Publish(w.model())
+				sent = pushed(proxies)
+			}
+			b.ReportMetric(float64(sent)/proxies, "B/proxy")
 		})
 	}
 }
@@ -121,8 +159,8 @@ func BenchmarkConnect(b *testing.B) {
 			b.ReportAllocs()
 			before := heap()
 			for b.Loop() {
-				_, done, pushed := fleet(b, w, proxies)
-				pushed(4 * proxies)
+				_, done, pushed := fleet(b, w, proxies, 40)
+				pushed(5 * proxies)
 				b.StopTimer()
 				b.ReportMetric(float64(heap()-before)/proxies, "retained-B/proxy")
 				done()

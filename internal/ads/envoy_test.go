@@ -180,7 +180,7 @@ func (s *sidecar) has(part string, words ...string) {
 // pushed are the responses that a control plane has sent.
 func (c *control) pushed() map[string]float64 {
 	sent := map[string]float64{}
-	for _, k := range []string{"cds", "eds", "lds", "rds"} {
+	for _, k := range []string{"cds", "eds", "lds", "rds", "vhds"} {
 		sent[k] = c.metric("pilot_xds_pushes", "type="+k)
 	}
 	return sent
@@ -189,7 +189,7 @@ func (c *control) pushed() map[string]float64 {
 // more are the responses since.
 func (c *control) more(before map[string]float64) string {
 	var words []string
-	for _, k := range []string{"cds", "eds", "lds", "rds"} {
+	for _, k := range []string{"cds", "eds", "lds", "rds", "vhds"} {
 		if n := c.metric("pilot_xds_pushes", "type="+k) - before[k]; n > 0 {
 			words = append(words, fmt.Sprintf("%v %s", n, k))
 		}
@@ -201,13 +201,13 @@ func TestRealEnvoy(t *testing.T) {
 	for _, x := range []struct {
 		variant string
 		change  func(*bootstrapv3.Bootstrap)
-		// again is what is sent on a reconnect with nothing new.
-		again string
+		// service is what is sent for a new service, again on a reconnect with nothing new.
+		service, again string
 	}{
-		{"delta", nil, ""},
+		{"delta", nil, "1 cds, 1 eds, 1 vhds", ""},
 		{"state of the world", func(b *bootstrapv3.Bootstrap) {
 			b.DynamicResources.AdsConfig.ApiType = corev3.ApiConfigSource_GRPC
-		}, "1 eds, 1 rds"},
+		}, "1 cds, 1 eds, 1 rds", "1 eds, 1 rds"},
 	} {
 		t.Run(x.variant, func(t *testing.T) {
 			t.Parallel()
@@ -219,7 +219,11 @@ func TestRealEnvoy(t *testing.T) {
 			s.has("dynamic_route_configs", clusterOf("web"))
 
 			s.endpointsOnly(c, w)
+			before := c.pushed()
 			s.newService(c, w)
+			if sent := c.more(before); sent != x.service {
+				t.Errorf("for a new service was sent: %s, want %s", sent, x.service)
+			}
 			s.changedClusters(c, w)
 			s.rejection(c, w)
 

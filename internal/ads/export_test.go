@@ -9,8 +9,8 @@ import (
 // Service is the gRPC face of a server, for streams without a network.
 func Service(s *Server) discoveryv3.AggregatedDiscoveryServiceServer { return service{server: s} }
 
-// Sent reads type and nonce from what a stream is given to send (delta only).
-func Sent(m any) (url, nonce string) {
+// Sent reads type, nonce and size in bytes from what a stream is given to send (delta only).
+func Sent(m any) (url, nonce string, size int) {
 	fields(m.(*frame).own, func(n protowire.Number, _ uint64, b []byte) {
 		switch n {
 		case deltaTypeURL:
@@ -19,5 +19,5 @@ func Sent(m any) (url, nonce string) {
 			nonce = string(b)
 		}
 	})
-	return url, nonce
+	return url, nonce, m.(*frame).size()
 }

@@ -180,7 +180,8 @@ func (c *control) connect(pod, identity string) *proxy {
 	return p
 }
 
-var types = map[string]string{"CDS": xds.ClusterType, "EDS": xds.EndpointType, "LDS": xds.ListenerType, "RDS": xds.RouteType}
+var types = map[string]string{"CDS": xds.ClusterType, "EDS": xds.EndpointType, "LDS": xds.ListenerType, "RDS": xds.RouteType,
+	"VHDS": xds.VirtualHostType}
 
 func (p *proxy) send(r *discoveryv3.DeltaDiscoveryRequest) {
 	p.t.Helper()
@@ -256,6 +257,8 @@ func (p *proxy) sync(w *world) {
 	p.ack(p.next("LDS"))
 	p.subscribe("RDS", "80")
 	p.ack(p.next("RDS"))
+	p.subscribe("VHDS")
+	p.ack(p.next("VHDS"))
 }
 
 // await waits until the status of all proxies is as wanted.

@@ -22,7 +22,7 @@ type ProxyStatus struct {
 	ConnectedAt    time.Time             `json:"connectedAt"` // UTC, whole seconds
 	EnvoyVersion   string                `json:"envoyVersion,omitempty"`
 	Certificate    *CertificateStatus    `json:"certificate,omitempty"`
-	Types          map[string]TypeStatus `json:"types"` // CDS, EDS, LDS, RDS
+	Types          map[string]TypeStatus `json:"types"` // CDS, EDS, LDS, RDS; VHDS of proxies that are sent virtual hosts apart
 }
 
 // TypeStatus is how far a proxy is with one type.
@@ -72,8 +72,17 @@ func (st *stream) status() ProxyStatus {
 	p.Certificate = st.certificate()
 	for k := range session.Unknown {
 		t := st.session.Status(k)
+		if k == session.VirtualHosts && t.State == session.NotSent {
+			continue // they stand in their route configurations
+		}
 		p.Types[strings.ToUpper(k.String())] = TypeStatus{State: t.State, SentVersion: t.Sent, AckedVersion: t.Acked, LastError: t.Error,
 			RejectedRefs: refsOf(t.Rejected)}
+	}
+	// For people a virtual host is a part of its routes, also where it is a resource of its own.
+	if hosts, ok := p.Types["VHDS"]; ok && p.Types["RDS"].State == session.Synced {
+		routes := p.Types["RDS"]
+		routes.State, routes.LastError, routes.RejectedRefs = hosts.State, hosts.LastError, hosts.RejectedRefs
+		p.Types["RDS"] = routes
 	}
 	return p
 }

@@ -298,7 +298,7 @@ func (st *stream) unscoped(err error) error {
 
 // config is what a view is sent, as the session takes it.
 func (st *stream) config(v *view, scoped scope.View) session.Config {
-	return session.Config{Clusters: v.clusters, Listeners: v.listeners, Routes: v.routes,
+	return session.Config{Clusters: v.clusters, Listeners: v.listeners, Routes: v.routes, Hosts: v.hosts,
 		Endpoints: endpointSource{st.server.endpoints, scoped, st.variant}.get}
 }
 

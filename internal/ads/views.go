@@ -17,6 +17,7 @@ type views struct {
 	metrics  *metrics
 	log      *slog.Logger
 	resource interned
+	tables   tables
 	cpu      chan struct{} // bounds generations at a time
 
 	mu      sync.Mutex
@@ -31,6 +32,7 @@ type view struct {
 	err  error
 
 	clusters, listeners, routes *session.Set
+	hosts                       map[string]*session.Set // by route configuration
 
 	refs int    // streams that use it
 	seq  uint64 // the newest state of which a stream has asked for it
@@ -43,6 +45,7 @@ func newViews(generate func(scope.View) (*xds.Config, error), m *metrics, log *s
 	return &views{
 		generate: generate, metrics: m, log: log,
 		resource: interned{all: map[internKey]weak.Pointer[session.Resource]{}},
+		tables:   tables{all: map[weak.Pointer[xds.Hosts]]*session.Set{}},
 		cpu:      make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
 		entries:  map[scope.Key]*view{},
 	}
@@ -83,6 +86,12 @@ func (c *views) fill(e *view, v scope.View) {
 	e.clusters = c.set(session.Clusters, cfg.Clusters)
 	e.listeners = c.set(session.Listeners, cfg.Listeners)
 	e.routes = c.set(session.Routes, cfg.Routes)
+	for route, hosts := range cfg.Hosts {
+		if e.hosts == nil {
+			e.hosts = make(map[string]*session.Set, len(cfg.Hosts))
+		}
+		e.hosts[route] = c.tables.get(hosts, func() *session.Set { return c.set(session.VirtualHosts, hosts.All) })
+	}
 }
 
 func (c *views) set(kind session.Kind, from []xds.Resource) *session.Set {
@@ -118,6 +127,31 @@ func (c *views) advance(seq uint64) {
 func (c *views) drop(e *view) {
 	delete(c.entries, e.key)
 	c.metrics.views.Set(float64(len(c.entries)))
+}
+
+// tables keeps the virtual hosts of a route configuration as a set once for all views that share them.
+type tables struct {
+	mu  sync.Mutex
+	all map[weak.Pointer[xds.Hosts]]*session.Set
+}
+
+func (t *tables) get(from *xds.Hosts, make func() *session.Set) *session.Set {
+	key := weak.Make(from)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	set, ok := t.all[key]
+	if !ok {
+		set = make()
+		t.all[key] = set
+		runtime.AddCleanup(from, t.forget, key)
+	}
+	return set
+}
+
+func (t *tables) forget(key weak.Pointer[xds.Hosts]) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.all, key)
 }
 
 // interned keeps one copy of resources that several views have in common, as long as one of them has it.

@@ -18,6 +18,7 @@ type Proxy struct {
 	Name           string // the pod's name
 	ServiceAccount string
 	Version        Version // Envoy's; zero when it did not say
+	Delta          bool    // it takes changes, not the state of the world
 	// Addresses are those that it says its pod has. They decide nothing but where it listens itself.
 	Addresses []netip.Addr
 }
@@ -29,6 +30,14 @@ type Version struct{ Major, Minor, Patch uint32 }
 type Traits struct {
 	// IPv4 and IPv6 say which addresses the workload has, by its pod's status or by its own word; IPv4 stands when none are known.
 	IPv4, IPv6 bool
+	// HostDiscovery says that virtual hosts are sent apart from their route configurations.
+	HostDiscovery bool
+}
+
+// takesHosts reports whether the proxy takes virtual hosts as resources of their own: Envoy does so over an aggregated stream
+// from 1.37 on, and only as changes. Before, it rejects the route configuration, and its listener answers 404.
+func takesHosts(p Proxy) bool {
+	return p.Delta && (p.Version.Major > 1 || p.Version.Major == 1 && p.Version.Minor >= 37)
 }
 
 // traits takes the proxy's word besides the pod's status, because it can be here before that has an address: listeners that
@@ -47,6 +56,7 @@ func traits(w *mesh.Workload, p Proxy) (t Traits) {
 	if t == (Traits{}) {
 		t.IPv4 = true
 	}
+	t.HostDiscovery = takesHosts(p)
 	return t
 }
 

@@ -33,7 +33,7 @@ type Generator struct {
 
 // keptOutbounds is how many models' outbound parts a Generator remembers: the current one for each kind of proxy (Traits),
 // and the one before, which proxies may still be asking for.
-const keptOutbounds = 6
+const keptOutbounds = 8
 
 // Generate gives what the function Generate does.
 func (g *Generator) Generate(v scope.View) (*Config, error) {
@@ -44,7 +44,7 @@ func (g *Generator) Generate(v scope.View) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("generate outbound configuration: %w", err)
 	}
-	routes, err := out.routesOf(v.Inbound.Namespace)
+	routes, hosts, err := out.routesOf(v.Inbound.Namespace)
 	if err != nil {
 		return nil, fmt.Errorf("generate routes of namespace %s: %w", v.Inbound.Namespace, err)
 	}
@@ -56,6 +56,7 @@ func (g *Generator) Generate(v scope.View) (*Config, error) {
 		Clusters:  merge(out.clusters, in.clusters),
 		Listeners: merge(out.listeners, in.listeners),
 		Routes:    routes,
+		Hosts:     hosts,
 	}, nil
 }
 

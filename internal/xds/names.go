@@ -29,6 +29,10 @@ func ParseClusterName(name string) (mesh.EndpointKey, bool) {
 	return mesh.EndpointKey{Host: mesh.Host(host), Port: uint32(number)}, true
 }
 
+// hostResource is the name of a virtual host that is a resource of its own: Envoy takes what stands before the last / for the
+// name of its route configuration.
+func hostResource(route, host string) string { return route + "/" + strings.ReplaceAll(host, "/", "_") }
+
 func inboundName(number uint32) string { return "inbound|" + port(number) + "||" }
 
 // sni is the server name that a client shows for a service port: in a ClientHello there is no room for a cluster's name.

@@ -29,13 +29,13 @@ type outbound struct {
 	ports     []*httpPort // sorted by number
 
 	mu     sync.Mutex
-	routes map[routeKey]Resource
+	routes map[routeKey]routeForm
 }
 
 // serviceResources are what one service makes by itself.
 type serviceResources struct {
 	clusters, listeners []Resource
-	hosts               sync.Map // hostForm → its virtual hosts, marshalled as fields of a route configuration
+	hosts               sync.Map // hostForm → its virtual hosts (madeHosts)
 }
 
 // reserved are the ports on every address that a listener of the proxy's own has already.
@@ -45,7 +45,7 @@ var reserved = []uint32{envoy.OutboundPort, envoy.InboundPort, envoy.PrometheusP
 // before has the same settings.
 func newOutbound(key outboundKey, before *outbound) (*outbound, error) {
 	o := &outbound{
-		key: key, routes: map[routeKey]Resource{},
+		key: key, routes: map[routeKey]routeForm{},
 		services: make(map[*mesh.Service]*serviceResources, len(key.outbound.Services)),
 	}
 	named := index(key.outbound)

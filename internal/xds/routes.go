@@ -110,13 +110,22 @@ type routeKey struct {
 	namespace string
 }
 
-// routesOf gives the routes as a proxy in the namespace sees them, sorted by name: it also knows the services of its own
+// routeForm is one form of a route configuration, with its virtual hosts if these are sent apart.
+type routeForm struct {
+	route Resource
+	hosts *Hosts
+}
+
+// routesOf gives the routes as a proxy in the namespace sees them, sorted by name, and what Config.Hosts has: it also knows the services of its own
 // namespace by their bare name. This is the one part of a view that depends on the namespace, so a route configuration is
 // made, and kept, once for each namespace that has a service on its port, and once for all others.
-func (o *outbound) routesOf(namespace string) ([]Resource, error) {
+func (o *outbound) routesOf(namespace string) (routes []Resource, hosts map[string]*Hosts, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	routes := make([]Resource, 0, len(o.ports))
+	routes = make([]Resource, 0, len(o.ports))
+	if o.key.traits.HostDiscovery {
+		hosts = make(map[string]*Hosts, len(o.ports))
+	}
 	for _, p := range o.ports {
 		key := routeKey{port: p.number}
 		if p.namespaces[namespace] {
@@ -124,46 +133,89 @@ func (o *outbound) routesOf(namespace string) ([]Resource, error) {
 		}
 		r, ok := o.routes[key]
 		if !ok {
-			var err error
 			if r, err = o.route(p, namespace); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			o.routes[key] = r
 		}
-		routes = append(routes, r)
+		routes = append(routes, r.route)
+		if r.hosts != nil {
+			hosts[r.route.Name] = r.hosts
+		}
 	}
 	slices.SortFunc(routes, byName)
-	return routes, nil
+	return routes, hosts, nil
 }
 
 // route makes one form of a route configuration. A mesh has many services and many namespaces, and all forms change whenever
 // a service comes or goes, so the virtual hosts, which mostly stay, are not marshalled again: in protobuf's encoding a message
 // is the concatenation of its fields.
-func (o *outbound) route(p *httpPort, namespace string) (Resource, error) {
+func (o *outbound) route(p *httpPort, namespace string) (routeForm, error) {
 	name, b := port(p.number), o.key.build
-	body, err := envoy.Marshal(envoy.ServiceRoutes(name))
+	routes := envoy.ServiceRoutes(name)
+	if b.traits.HostDiscovery {
+		routes.Vhds = envoy.HostDiscovery()
+	}
+	body, err := envoy.Marshal(routes)
 	if err != nil {
-		return Resource{}, fmt.Errorf("marshal route configuration %s: %w", name, err)
+		return routeForm{}, fmt.Errorf("marshal route configuration %s: %w", name, err)
 	}
 	hosts, err := o.virtualHosts(p, namespace)
 	if err != nil {
-		return Resource{}, fmt.Errorf("marshal virtual hosts of port %s: %w", name, err)
+		return routeForm{}, fmt.Errorf("marshal virtual hosts of port %s: %w", name, err)
 	}
-	unknown, err := asFields(envoy.UnknownHost(b.settings.BlackHoleUnknown))
+	// Among the others, so that a rejection of these cannot leave it there alone.
+	unknown, err := b.hosts(name, nil, envoy.UnknownHost(b.settings.BlackHoleUnknown))
 	if err != nil {
-		return Resource{}, fmt.Errorf("marshal virtual hosts of port %s: %w", name, err)
+		return routeForm{}, fmt.Errorf("marshal virtual hosts of port %s: %w", name, err)
 	}
-	body = append(body, slices.Concat(append(hosts, unknown)...)...)
-	return Resource{
+	hosts = append(hosts, unknown)
+	form := routeForm{}
+	if b.traits.HostDiscovery {
+		form.hosts = &Hosts{}
+		for _, h := range hosts {
+			form.hosts.All = append(form.hosts.All, h.apart...)
+		}
+		slices.SortFunc(form.hosts.All, byName)
+	} else {
+		for _, h := range hosts {
+			body = append(body, h.fields...)
+		}
+	}
+	form.route = Resource{
 		Name: name, Version: version(body), Body: &anypb.Any{TypeUrl: RouteType, Value: body},
 		Refs: p.refs, // as long as the port has services: shared by all forms
-	}, nil
+	}
+	return form, nil
 }
 
-// virtualHosts gives those of each target, as fields of a route configuration, with all names by which a proxy in the
+// madeHosts are virtual hosts, marshalled: as fields of a route configuration, or each as a resource of its own.
+type madeHosts struct {
+	fields []byte
+	apart  []Resource
+}
+
+// hosts marshals virtual hosts of a route configuration in the one way or the other.
+func (b build) hosts(route string, refs []ref.Ref, hosts ...*routev3.VirtualHost) (made madeHosts, err error) {
+	if !b.traits.HostDiscovery {
+		made.fields, err = envoy.Marshal(&routev3.RouteConfiguration{VirtualHosts: hosts})
+		return made, err
+	}
+	for _, h := range hosts {
+		h.Name = hostResource(route, h.GetName())
+		r, err := b.resource(h.GetName(), h, refs)
+		if err != nil {
+			return made, err
+		}
+		made.apart = append(made.apart, r)
+	}
+	return made, nil
+}
+
+// virtualHosts gives those of each target, with all names by which a proxy in the
 // namespace can call it. Envoy refuses a route configuration in which a name stands twice: a host's own full name goes before
 // another's short one, then the first wins.
-func (o *outbound) virtualHosts(p *httpPort, namespace string) (fields [][]byte, err error) {
+func (o *outbound) virtualHosts(p *httpPort, namespace string) (all []madeHosts, err error) {
 	taken := make(map[string]bool, 6*len(p.targets))
 	for _, t := range p.targets {
 		taken[string(t.service.Host)] = true
@@ -183,19 +235,19 @@ func (o *outbound) virtualHosts(p *httpPort, namespace string) (fields [][]byte,
 		d.own, d.pods = append([]string{string(t.service.Host)}, free(d.own)...), free(d.pods)
 		made, form := o.services[t.service], hostForm{p.number, t.service.Namespace == namespace}
 		if known, ok := made.hosts.Load(form); ok && complete && len(t.aliases) == 0 {
-			fields = append(fields, known.([]byte))
+			all = append(all, known.(madeHosts))
 			continue
 		}
-		field, err := asFields(virtualHostsOf(t.service, p.number, d)...)
+		hosts, err := o.key.hosts(port(p.number), t.refs(), virtualHostsOf(t.service, p.number, d)...)
 		if err != nil {
 			return nil, err
 		}
 		if complete && len(t.aliases) == 0 {
-			made.hosts.Store(form, field)
+			made.hosts.Store(form, hosts)
 		}
-		fields = append(fields, field)
+		all = append(all, hosts)
 	}
-	return fields, nil
+	return all, nil
 }
 
 // hostForm names the virtual hosts of a service that has all of its names and no alias.
@@ -214,9 +266,13 @@ func virtualHostsOf(svc *mesh.Service, number uint32, d domains) []*routev3.Virt
 	return hosts
 }
 
-// asFields gives the virtual hosts as they stand in a marshalled route configuration.
-func asFields(hosts ...*routev3.VirtualHost) ([]byte, error) {
-	return envoy.Marshal(&routev3.RouteConfiguration{VirtualHosts: hosts})
+// refs are the service and its aliases.
+func (t target) refs() []ref.Ref {
+	refs := slices.Clone(t.service.Refs)
+	for _, a := range t.aliases {
+		refs = append(refs, a.Refs...)
+	}
+	return refs
 }
 
 // domains are the names of a target: its own but for the host itself, and those of its pods.

@@ -14,6 +14,8 @@ const (
 	EndpointType = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
 	RouteType    = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	// VirtualHostType are the virtual hosts of route configurations that do not hold theirs (Config.Hosts).
+	VirtualHostType = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
 )
 
 // Resource is one xDS resource, ready to send and immutable.
@@ -29,4 +31,11 @@ type Config struct {
 	Clusters  []Resource // sorted by name, as are the others
 	Listeners []Resource
 	Routes    []Resource
+	// Hosts has the virtual hosts of those Routes that do not hold theirs, by the route configuration's name. Views that have
+	// them in common share the pointer.
+	Hosts map[string]*Hosts
 }
+
+// Hosts are all virtual hosts of a route configuration, at least one. Each is named ROUTE/NAME, which is also the name that its
+// body has: Envoy does not take it away under any other.
+type Hosts struct{ All []Resource }

@@ -15,7 +15,7 @@ func TestDelta(t *testing.T) {
 	}{
 		{"nothing unchanged is sent on a reconnect", func(t *testing.T) {
 			p := reconnected(t, shop, shop).gets().settled(true)
-			for k := session.Clusters; k < session.Unknown; k++ {
+			for k := session.Clusters; k <= session.Routes; k++ {
 				p.gives(k, session.Synced)
 			}
 		}},

@@ -27,13 +27,13 @@ type message struct {
 type envoy struct {
 	rnd      *rand.Rand
 	variant  session.Variant
-	applied  [4]map[string]string
-	held     [4]map[string]string
-	subs     [4]map[string]bool // endpoints and routes
-	version  [4]string
-	nonce    [4]string
-	asked    [4]bool // on this stream
-	begun    [4]bool // ever
+	applied  [5]map[string]string
+	held     [5]map[string]string
+	subs     [5]map[string]bool // endpoints and routes
+	version  [5]string
+	nonce    [5]string
+	asked    [5]bool // on this stream
+	begun    [5]bool // ever
 	warming  map[string]bool
 	rejected map[string]bool // kind/name@version that was refused in a way that tells which
 	up, down []any           // message; session.Response
@@ -44,11 +44,11 @@ type envoy struct {
 
 func (e *envoy) reset() {
 	e.up, e.down = nil, nil
-	e.nonce, e.asked = [4]string{}, [4]bool{}
+	e.nonce, e.asked = [5]string{}, [5]bool{}
 	clear(e.rejected)
 	for k := range e.applied { // what it took of a response that it rejected is never claimed, and can be lost sight of
 		for n := range e.applied[k] {
-			if _, ok := e.held[k][n]; !ok && e.variant == session.Delta {
+			if _, ok := e.held[k][n]; !ok && e.variant == session.Delta && session.Kind(k) != session.VirtualHosts {
 				e.stray[fmt.Sprint(k, n)] = true
 			}
 		}
@@ -89,7 +89,10 @@ func (e *envoy) want(k session.Kind, names map[string]bool) {
 			m.un = append(m.un, n)
 			delete(e.held[k], n)
 			delete(e.applied[k], n)
-			maps.DeleteFunc(e.rejected, func(key string, _ bool) bool { return strings.HasPrefix(key, fmt.Sprintf("%v/%s@", k, n)) })
+			maps.DeleteFunc(e.applied[session.VirtualHosts], func(h, _ string) bool { return strings.HasPrefix(h, n+"/") })
+			maps.DeleteFunc(e.rejected, func(key string, _ bool) bool {
+				return strings.HasPrefix(key, fmt.Sprintf("%v/%s@", k, n)) || strings.HasPrefix(key, fmt.Sprintf("vhds/%s/", n))
+			})
 		}
 	}
 	e.subs[k] = names
@@ -113,12 +116,15 @@ func (e *envoy) receive(t *testing.T) {
 	k := r.Kind
 	var bad []string
 	for _, a := range r.Added {
+		if route, _, _ := strings.Cut(a.Name, "/"); k == session.VirtualHosts && !strings.HasPrefix(r.Added[0].Name, route+"/") {
+			t.Fatalf("%s and %s are of two route configurations", r.Added[0].Name, a.Name)
+		}
 		content, _, _ := strings.Cut(a.Version, "@")
 		key := fmt.Sprintf("%v/%s@%s", k, a.Name, content)
 		if e.rejected[key] && (e.variant == session.Delta || k == session.Endpoints || k == session.Routes) {
 			t.Fatalf("%s was sent again after its rejection", key)
 		}
-		if strings.HasPrefix(a.Version, "bad") && (e.subs[k][a.Name] || k == session.Clusters || k == session.Listeners) {
+		if strings.HasPrefix(a.Version, "bad") && (e.subs[k][a.Name] || k == session.Clusters || k == session.Listeners || e.hasTable(k, a.Name)) {
 			bad = append(bad, a.Name)
 		}
 	}
@@ -151,6 +157,10 @@ func (e *envoy) receive(t *testing.T) {
 // somewhere in endpoints and routes; and it remembers none of them.
 func (e *envoy) apply(r session.Response, rejected bool) {
 	k := r.Kind
+	if k == session.VirtualHosts {
+		e.applyHosts(r, rejected)
+		return
+	}
 	removed := r.Removed
 	whole := e.variant == session.SotW && (k == session.Clusters || k == session.Listeners)
 	if whole {
@@ -193,10 +203,54 @@ func (e *envoy) apply(r session.Response, rejected bool) {
 	}
 }
 
+// hasTable reports whether a virtual host is of a route configuration that the client has.
+func (e *envoy) hasTable(k session.Kind, name string) bool {
+	route, _, _ := strings.Cut(name, "/")
+	_, has := e.applied[session.Routes][route]
+	return k == session.VirtualHosts && has
+}
+
+// applyHosts takes all virtual hosts of a response or none. Those of a route configuration that it does not have it drops, and
+// holds them to be there.
+func (e *envoy) applyHosts(r session.Response, rejected bool) {
+	k := r.Kind
+	if rejected {
+		return
+	}
+	for _, n := range r.Removed {
+		delete(e.held[k], n)
+		delete(e.applied[k], n)
+	}
+	begins := map[string]bool{}
+	for _, a := range r.Added {
+		e.held[k][a.Name] = a.Version
+		if !e.hasTable(k, a.Name) {
+			continue
+		}
+		route, _, _ := strings.Cut(a.Name, "/")
+		if _, known := begins[route]; !known {
+			begins[route] = true
+			for n := range e.applied[k] {
+				begins[route] = begins[route] && !strings.HasPrefix(n, route+"/")
+			}
+		}
+		e.applied[k][a.Name] = a.Version
+		if begins[route] {
+			e.first[a.Name+"@"+a.Version] = true
+		}
+	}
+}
+
 // follow subscribes to what the client's clusters and listeners name, and starts the next type as Envoy does.
 func (e *envoy) follow(k session.Kind) {
 	switch k {
+	case session.VirtualHosts:
 	case session.Routes:
+		for n := range e.applied[k] {
+			if n != "r0" && e.variant == session.Delta && !e.asked[session.VirtualHosts] {
+				e.ask(session.VirtualHosts)
+			}
+		}
 	case session.Clusters:
 		want := map[string]bool{}
 		for n := range e.applied[k] {
@@ -229,7 +283,7 @@ func (e *envoy) follow(k session.Kind) {
 // complete checks make before break: what a listener or route of the client needs is there, and has had endpoints.
 func (e *envoy) complete(t *testing.T) {
 	t.Helper()
-	for _, k := range []session.Kind{session.Listeners, session.Routes} {
+	for _, k := range []session.Kind{session.Listeners, session.Routes, session.VirtualHosts} {
 		for n, v := range e.applied[k] {
 			for _, c := range needs(v) {
 				if c[0] != 'c' || e.first[n+"@"+v] {

@@ -15,7 +15,7 @@ import (
 type mesh struct {
 	rnd             *rand.Rand
 	n               int                  // makes versions unique
-	res             [4]map[string]string // by kind: name → version
+	res             [5]map[string]string // by kind: name → version
 	eds             map[string]bool      // clusters with EDS
 	allowBad, stopB bool
 }
@@ -93,6 +93,14 @@ func (m *mesh) change() (changed []string) {
 	for i := range 3 {
 		redo(session.Routes, fmt.Sprintf("r%d", i), m.res[session.Clusters], "c")
 	}
+	for i := range 9 { // r0 holds its virtual hosts, r1 and r2 always have one
+		n := fmt.Sprintf("r%d/h%d", 1+i%2, i/2)
+		if m.rnd.IntN(4) == 0 && i >= 2 {
+			delete(m.res[session.VirtualHosts], n)
+			continue
+		}
+		redo(session.VirtualHosts, n, m.res[session.Clusters], "c")
+	}
 	for i := range 3 {
 		n := fmt.Sprintf("l%d", i)
 		if m.rnd.IntN(8) == 0 {
@@ -118,6 +126,10 @@ func (m *mesh) config() session.Config {
 		}
 		return session.NewSet(rs)
 	}
+	var hosts []*session.Resource
+	for n, v := range m.res[session.VirtualHosts] {
+		hosts = append(hosts, &session.Resource{Name: n, Version: v})
+	}
 	return session.Config{Clusters: set(session.Clusters), Listeners: set(session.Listeners), Routes: set(session.Routes),
-		Endpoints: stamped(set(session.Endpoints))}
+		Endpoints: stamped(set(session.Endpoints)), Hosts: tables(hosts)}
 }

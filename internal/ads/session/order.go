@@ -8,9 +8,15 @@ func (s *Session) plan(t *track) (*flight, bool) {
 		return s.planWhole(t)
 	}
 	added, removed := t.pending()
+	if t.kind == Routes {
+		added = s.mayBegin(t, added)
+	}
 	if len(added)+len(removed) == 0 {
 		t.limit = 0
-		return &flight{whole: t.exactly()}, t.mustAnswer(s.variant)
+		if !t.mustAnswer(s.variant) {
+			return nil, false
+		}
+		return &flight{whole: t.exactly()}, true
 	}
 	if !s.mayGo(t) {
 		return nil, false
@@ -60,7 +66,7 @@ func (t *track) exceptions(withheld []string) map[string]*Resource {
 		except[n] = t.held(n)
 	}
 	for n := range t.rejected {
-		if have, want := t.held(n), t.find(n); have != want {
+		if have, want := t.held(n), t.lookup(n); have != want {
 			except[n] = have
 		}
 	}
@@ -70,7 +76,7 @@ func (t *track) exceptions(withheld []string) map[string]*Resource {
 // mayGo keeps listeners and routes back until the clusters that they may refer to are there with their endpoints. A client
 // that has nothing yet is not kept waiting.
 func (s *Session) mayGo(t *track) bool {
-	if t.kind != Listeners && t.kind != Routes || !t.answered && !t.claimed || s.clustersReady() {
+	if t.kind < Listeners || t.kind == Unknown || !t.answered && !t.claimed || s.clustersReady() {
 		return true
 	}
 	s.blocked = true
@@ -86,7 +92,7 @@ func (s *Session) clustersReady() bool {
 		}
 	}
 	for n := range s.warming {
-		if s.tracks[Endpoints].find(n) == nil { // gone since
+		if s.tracks[Endpoints].lookup(n) == nil { // gone since
 			delete(s.warming, n)
 		}
 	}
@@ -127,14 +133,14 @@ func (s *Session) mayRemove(t *track, removed []string) (now, withheld []string)
 // clustersUnused reports whether the client's listeners and routes are those that go with the new clusters. While one is
 // rejected the client keeps the old one, and with it the clusters that it may lead to.
 func (s *Session) clustersUnused() bool {
-	for _, k := range []Kind{Listeners, Routes} {
+	for _, k := range []Kind{Listeners, Routes, VirtualHosts} {
 		t := s.tracks[k]
 		if s.Rejecting(k) {
 			return false
 		}
 		// A client that comes back has listeners and routes that it did not name on this stream yet.
-		unseen := !t.started && s.tracks[Clusters].claimed
-		if unseen || t.flight != nil || t.lacking(s.variant) {
+		unseen := !t.started && s.tracks[Clusters].claimed && (k != VirtualHosts || len(s.hosts) > 0)
+		if unseen || t.flight != nil || t.lacking(s.variant) || k == VirtualHosts && s.hostsLacking() {
 			s.blocked = true
 			if !s.patient {
 				return false

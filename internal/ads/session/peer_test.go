@@ -12,7 +12,8 @@ import (
 
 // world is a configuration in short: "name=version" entries separated by spaces. A cluster with a "+" before its name has
 // its endpoints by EDS, under its own name.
-type world struct{ cds, eds, lds, rds string }
+// Virtual hosts are named ROUTE/NAME, and the routes that have any have all of theirs so.
+type world struct{ cds, eds, lds, rds, vhds string }
 
 func resources(entries string) (rs []*session.Resource) {
 	for _, e := range strings.Fields(entries) {
@@ -29,8 +30,22 @@ func resources(entries string) (rs []*session.Resource) {
 func config(w world) session.Config {
 	return session.Config{
 		Clusters: session.NewSet(resources(w.cds)), Listeners: session.NewSet(resources(w.lds)), Routes: session.NewSet(resources(w.rds)),
-		Endpoints: stamped(session.NewSet(resources(w.eds))),
+		Endpoints: stamped(session.NewSet(resources(w.eds))), Hosts: tables(resources(w.vhds)),
 	}
+}
+
+// tables sorts virtual hosts by their route configurations.
+func tables(hosts []*session.Resource) map[string]*session.Set {
+	by := map[string][]*session.Resource{}
+	for _, h := range hosts {
+		route, _, _ := strings.Cut(h.Name, "/")
+		by[route] = append(by[route], h)
+	}
+	sets := map[string]*session.Set{}
+	for route, rs := range by {
+		sets[route] = session.NewSet(rs)
+	}
+	return sets
 }
 
 // stamped makes the version of endpoints depend on that of their cluster, as VERSION@CLUSTER.
@@ -59,7 +74,7 @@ func connect(t *testing.T, v session.Variant, w world) *peer {
 		last: map[string]session.Response{}, out: map[string]session.Outcome{}}
 }
 
-var urlOf = map[string]string{"cds": xds.ClusterType, "eds": xds.EndpointType, "lds": xds.ListenerType, "rds": xds.RouteType}
+var urlOf = map[string]string{"cds": xds.ClusterType, "eds": xds.EndpointType, "lds": xds.ListenerType, "rds": xds.RouteType, "vhds": xds.VirtualHostType}
 
 func url(kind string) string {
 	if u, ok := urlOf[kind]; ok {

@@ -55,11 +55,21 @@ func (s *Session) Delta(r DeltaRequest) (Outcome, error) {
 		return out, tooMany(t)
 	}
 	s.answer(t, r.Nonce, r.Rejected, r.Error, &out)
+	if t.kind == VirtualHosts {
+		return out, nil // what it should have follows from its route configurations
+	}
 	for _, n := range r.Unsubscribe {
 		t.unsubscribe(n)
+		if t.kind == Routes {
+			s.endTable(n)
+		}
 	}
 	for _, n := range r.Subscribe {
 		t.subscribe(n)
+		if s.hosts[n] != nil && t.kind == Routes && !t.wildcard {
+			t.over[n] = nil // it may have dropped it
+			s.endTable(n)
+		}
 	}
 	return out, tooMany(t)
 }
@@ -99,6 +109,10 @@ func tooMany(t *track) error {
 // startDelta takes the first request of a type: a subscription, and what the client still holds from an earlier stream.
 func (s *Session) startDelta(t *track, r DeltaRequest) {
 	t.started = true
+	if t.kind == VirtualHosts {
+		s.startHosts(t, r)
+		return
+	}
 	t.claimed = len(r.Initial) > 0
 	t.answered = t.claimed
 	if len(r.Subscribe) == 0 { // the form from before there was "*"
@@ -127,7 +141,7 @@ func (s *Session) startDelta(t *track, r DeltaRequest) {
 			continue // forced by subscribe
 		}
 		delete(t.forced, n)
-		t.over[n] = claim(t.find(n), n, v)
+		t.over[n] = claim(t.lookup(n), n, v)
 		put(&t.dirty, n)
 	}
 	if t.kind == Endpoints {
@@ -178,7 +192,7 @@ func (t *track) subscribe(name string) {
 		t.becomeWildcard()
 		return
 	}
-	if r := t.find(name); r != nil {
+	if r := t.lookup(name); r != nil {
 		name = r.Name // one string for all sessions
 	}
 	put(&t.forced, name)
@@ -246,6 +260,10 @@ func (s *Session) answer(t *track, nonce string, rejected bool, text string, out
 	if f == nil || nonce != f.nonce {
 		out.Stale = true
 		return
+	}
+	if t.kind == VirtualHosts && s.serving != nil {
+		t.flight, t = nil, s.serving
+		s.serving = nil
 	}
 	if !rejected {
 		t.acknowledged()

@@ -9,7 +9,8 @@
 // not sent again until its content changes; nothing that a reconnecting client holds is sent again; a cluster's endpoints
 // follow every change of the cluster (Envoy warms it again and waits for them, envoyproxy/envoy#33607), also when the stream
 // breaks in between; new things come
-// before what refers to them, and old ones go after (make before break).
+// before what refers to them, and old ones go after (make before break). Virtual hosts that are resources of their own are in
+// hosts.go.
 package session
 
 import (
@@ -28,15 +29,16 @@ const (
 	Endpoints
 	Listeners
 	Routes
-	Unknown // any type that is not served: it is answered with nothing, so that the client does not wait for it
+	VirtualHosts // of route configurations that do not hold theirs, see hosts.go
+	Unknown      // any type that is not served: it is answered with nothing, so that the client does not wait for it
 
 	served = int(Unknown)
 )
 
-// String is Istio's word for the kind, as in its metrics and in `istioctl proxy-status`, in lower case.
-func (k Kind) String() string { return [...]string{"cds", "eds", "lds", "rds", "unknown"}[k] }
+// String is Istio's word for the kind, as in its metrics and in `istioctl proxy-status`, in lower case; vhds is Envoy's.
+func (k Kind) String() string { return [...]string{"cds", "eds", "lds", "rds", "vhds", "unknown"}[k] }
 
-var urls = [served]string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType}
+var urls = [served]string{xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType, xds.VirtualHostType}
 
 // KindOf gives the kind of a type URL.
 func KindOf(typeURL string) Kind {
@@ -60,6 +62,9 @@ const (
 // Config is all that a client should have.
 type Config struct {
 	Clusters, Listeners, Routes *Set
+	// Hosts has, for each route configuration of Routes that does not hold its virtual hosts, these: at least one, each named
+	// ROUTE/NAME. Delta only.
+	Hosts map[string]*Set
 	// Endpoints gives the endpoints of one name, or nil where there is no such thing. It must give the same for the same
 	// arguments until the next Update that lists the name as changed.
 	//
@@ -67,6 +72,17 @@ type Config struct {
 	// before ("" when none): endpoints that came before a change of their cluster are not those that it waits for after the
 	// change, and a client that comes back must not be able to claim that they are.
 	Endpoints func(name, cluster string) *Resource
+}
+
+func (c Config) set(k Kind) *Set {
+	switch k {
+	case Clusters:
+		return c.Clusters
+	case Listeners:
+		return c.Listeners
+	default:
+		return c.Routes
+	}
 }
 
 // Changes says which endpoints differ between two configurations.
@@ -106,6 +122,11 @@ type Session struct {
 	// not moved to them (by listeners and routes) before. The value is the nonce of a response with endpoints that was on
 	// its way already, and so does not count.
 	warming map[string]string
+	tables  []*table                     // the virtual hosts of each route configuration that the client has or had, sorted by its name
+	serving *track                       // of which table the virtual hosts on their way are
+	hosts   map[string]*Set              // Config.Hosts
+	claims  map[string]map[string]string // what the client came with, by route configuration, that is in no table yet
+
 	blocked bool // something waits for an acknowledgement of another type
 	patient bool // a deadline has passed: what is blocked goes now
 }
@@ -121,12 +142,17 @@ func New(v Variant, cfg Config) *Session {
 }
 
 func (s *Session) target(cfg Config) {
-	for k, set := range map[Kind]*Set{Clusters: cfg.Clusters, Listeners: cfg.Listeners, Routes: cfg.Routes} {
+	for _, k := range [...]Kind{Clusters, Listeners, Routes} {
+		set := cfg.set(k)
 		t := s.tracks[k]
 		if t.set != set && t.set.Version() != set.Version() {
 			t.refused = ""
 		}
-		t.set, t.find = set, set.Get
+		t.set = set
+	}
+	s.hosts = cfg.Hosts
+	for _, t := range s.tables {
+		s.fill(t)
 	}
 	s.tracks[Endpoints].find = func(name string) *Resource { return cfg.Endpoints(name, s.clusterSent(name)) }
 }
@@ -136,6 +162,10 @@ func (s *Session) Update(cfg Config, endpoints Changes) {
 	before := s.tracks[Routes].set
 	s.target(cfg)
 	for _, t := range s.tracks {
+		t.halvings = 0
+		t.forgetOldRejections()
+	}
+	for _, t := range s.tables {
 		t.halvings = 0
 		t.forgetOldRejections()
 	}
@@ -186,9 +216,10 @@ func (s *Session) InFlight(k Kind) bool { return k < Unknown && s.tracks[k].flig
 
 // Rejecting reports whether the client rejects something of a served kind that it should have.
 func (s *Session) Rejecting(k Kind) bool {
-	t := s.tracks[k]
-	return len(t.rejected) > 0 || t.refused != ""
+	return s.tracks[k].rejecting() || k == VirtualHosts && s.hostsRejected()
 }
+
+func (t *track) rejecting() bool { return len(t.rejected) > 0 || t.refused != "" }
 
 // Next gives the response to write now; the session takes it as written. False means that there is nothing to do until the
 // next event.
@@ -198,7 +229,13 @@ func (s *Session) Next() (Response, bool) {
 		if !t.started || t.flight != nil {
 			continue
 		}
-		f, ok := s.plan(t)
+		var f *flight
+		ok := false
+		if t.kind == VirtualHosts && s.variant == Delta {
+			f, ok = s.planHosts()
+		} else {
+			f, ok = s.plan(t)
+		}
 		if !ok {
 			continue
 		}
@@ -214,6 +251,9 @@ func (s *Session) Next() (Response, bool) {
 
 // launch puts a planned response on its way.
 func (s *Session) launch(t *track, f *flight) Response {
+	if t.kind == VirtualHosts && s.serving != nil {
+		s.serving.launched(f)
+	}
 	t.launched(f)
 	if t.kind == Clusters {
 		s.clustersSent(f.added)
@@ -240,8 +280,7 @@ func (s *Session) track(typeURL string) (*track, error) {
 	if len(s.tracks) >= served+maxUnknownTypes {
 		return nil, fmt.Errorf("subscribe to %q: the client has asked for %d types that are not served", typeURL, maxUnknownTypes)
 	}
-	none := func(string) *Resource { return nil }
-	t := &track{kind: Unknown, url: typeURL, find: none}
+	t := &track{kind: Unknown, url: typeURL}
 	s.tracks = append(s.tracks, t)
 	return t, nil
 }

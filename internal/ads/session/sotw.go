@@ -92,7 +92,7 @@ func (t *track) wanted() *Set {
 	}
 	var rs []*Resource
 	for n := range t.names {
-		if r := t.find(n); r != nil {
+		if r := t.lookup(n); r != nil {
 			rs = append(rs, r)
 		}
 	}

@@ -27,7 +27,7 @@ func TestStateOfTheWorld(t *testing.T) {
 	}
 	t.Run("clusters and listeners that did not change are not sent on a reconnect", func(t *testing.T) {
 		p := again(t, shop, versions(running(t, session.SotW))).gets("eds db=1 web=1", "rds 80=1").ack("eds", "rds").gets().settled(true)
-		for k := session.Clusters; k < session.Unknown; k++ {
+		for k := session.Clusters; k <= session.Routes; k++ {
 			p.gives(k, session.Synced)
 		}
 	})

@@ -27,6 +27,9 @@ type Status struct {
 
 // Status describes one of the served kinds.
 func (s *Session) Status(k Kind) Status {
+	if k == VirtualHosts {
+		return s.hostsStatus()
+	}
 	t := s.tracks[k]
 	if !t.started || !t.answered {
 		return Status{State: NotSent}

@@ -15,7 +15,7 @@ type track struct {
 	kind Kind
 	url  string
 	set  *Set                        // what all clients of the view should have; nil for endpoints
-	find func(name string) *Resource // the same by name
+	find func(name string) *Resource // the same by name, for endpoints
 
 	started  bool // the client has asked for the type
 	answered bool // it was answered, or showed that it holds what it needs
@@ -53,6 +53,14 @@ type flight struct {
 	whole  *Set
 	except map[string]*Resource
 	full   bool // state of the world: all of whole is in it
+}
+
+// lookup gives what the client should have under a name, nil for nothing.
+func (t *track) lookup(name string) *Resource {
+	if t.find != nil {
+		return t.find(name)
+	}
+	return t.set.Get(name)
 }
 
 func put(m *map[string]struct{}, name string) {
@@ -104,7 +112,7 @@ func (t *track) recheckAll() {
 // forgetOldRejections forgets those whose content has changed since: they may be sent again.
 func (t *track) forgetOldRejections() {
 	for n, r := range t.rejected {
-		if now := t.find(n); now == nil || !sameContent(now, r) {
+		if now := t.lookup(n); now == nil || !sameContent(now, r) {
 			delete(t.rejected, n)
 			t.recheck(n)
 		}
@@ -120,7 +128,7 @@ func (t *track) forgetError() {
 
 // lacks tells what the client needs to know about one name.
 func (t *track) lacks(name string) (add *Resource, remove bool) {
-	want, have := t.find(name), t.held(name)
+	want, have := t.lookup(name), t.held(name)
 	_, forced := t.forced[name]
 	if want == nil {
 		return nil, have != nil || forced

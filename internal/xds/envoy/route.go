@@ -27,6 +27,13 @@ func ServiceRoutes(name string) *routev3.RouteConfiguration {
 	}
 }
 
+// HostDiscovery makes a route configuration wait for its virtual hosts, which come over the same stream as it does.
+func HostDiscovery() *routev3.Vhds {
+	return &routev3.Vhds{ConfigSource: &corev3.ConfigSource{
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}}, ResourceApiVersion: corev3.ApiVersion_V3,
+	}}
+}
+
 // ServiceHost is the virtual host of one service port: every request goes to its cluster, and is repeated, at another
 // endpoint if there is one, when it did not reach the workload or the workload refused to handle it.
 func ServiceHost(name string, domains []string, cluster string) *routev3.VirtualHost {
