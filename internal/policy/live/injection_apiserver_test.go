@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -245,9 +246,59 @@ func TestInjectionEquality(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, c.mesh, c.config, c.values) })
 			j.inForce()
-			j.equal(generatedPods(pods))
+			j.equal(append(generatedPods(pods), writtenPods(t)...))
 		})
 	}
+}
+
+// writtenPods are those of the manifests of the repository's end-to-end tests, and of the acceptance data where that is there.
+func writtenPods(t *testing.T) (out []*corev1.Pod) {
+	t.Helper()
+	add := func(pod *corev1.Pod, from string) {
+		no := false
+		pod = pod.DeepCopy()
+		pod.Namespace, pod.Spec.ServiceAccountName, pod.Spec.DeprecatedServiceAccount, pod.Spec.AutomountServiceAccountToken = "", "", "", &no
+		if pod.Name == "" && pod.GenerateName == "" {
+			pod.GenerateName = "written-"
+		}
+		pod.ResourceVersion, pod.UID, pod.Status = "", "", corev1.PodStatus{}
+		out = append(out, withNumber(pod, fmt.Sprintf("%s.%d", strings.TrimSuffix(filepath.Base(from), filepath.Ext(from)), len(out))))
+	}
+	shapes, err := filepath.Glob("../../../e2e/testdata/shapes/*.yaml")
+	if err != nil || len(shapes) == 0 {
+		t.Fatalf("there are no shapes: %v", err)
+	}
+	for _, path := range shapes {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		workloads, err := (inject.StreamOptions{}).Workloads(data, func(string, []byte) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range workloads {
+			add(w.Pod, path)
+		}
+	}
+	cases, _ := filepath.Glob(filepath.Join(os.Getenv("ACCEPTANCE_DIR"), "inject/cases/*.json"))
+	for _, path := range cases {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c struct{ Parts []struct{ Pod *corev1.Pod } }
+		if err := json.Unmarshal(data, &c); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		for _, part := range c.Parts {
+			if part.Pod != nil {
+				add(part.Pod, path)
+			}
+		}
+	}
+	t.Logf("%d pods of manifests", len(out))
+	return out
 }
 
 // configOf compiles documents for a revision.
@@ -287,6 +338,9 @@ func (j *injectors) equal(pods []*corev1.Pod) {
 		}
 		whole := pod.DeepCopy()
 		whole.Namespace, whole.Spec = j.namespace, plain[i].pod.Spec
+		if !inject.Decide(whole, j.inject).Inject {
+			continue
+		}
 		if out, _, err := inject.Pod(whole, j.inject); err == nil {
 			offline[i] = out
 		}
@@ -304,7 +358,9 @@ func (j *injectors) equal(pods []*corev1.Pod) {
 	injected, refused := 0, 0
 	for i, pod := range pods {
 		who := "policy"
-		if why := j.template.Left(pod); (why != "") != left[pod.Labels[number]] {
+		whole := pod.DeepCopy()
+		whole.Namespace = j.namespace
+		if why := j.template.Left(pod); inject.Decide(whole, j.inject).Inject && (why != "") != left[pod.Labels[number]] {
 			j.Errorf("pod %s: the webhook was called: %v; Left says %q\n%s", pod.Labels[number], left[pod.Labels[number]], why, asJSON(pod))
 		}
 		if left[pod.Labels[number]] {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/install"
 	"github.com/selvage-mesh/selvage/internal/policy"
 	"github.com/selvage-mesh/selvage/internal/policy/live"
 )
@@ -406,4 +407,56 @@ func zip(pods []*corev1.Pod, outcomes []outcome) (out []pair) {
 		out = append(out, pair{outcomes[i], pods[i]})
 	}
 	return out
+}
+
+// TestMovingBetweenModes: while a revision is moved from the webhook to the policy and back, every pod that is created gets its sidecar.
+func TestMovingBetweenModes(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, "", "", "{}") })
+	j.inForce()
+	j.untilInjectedBy("policy")
+	ctx, cancel := context.WithCancel(t.Context())
+	var pods, bare atomic.Int64
+	var running sync.WaitGroup
+	for range 2 {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				pod, err := j.create(j.namespace, simplePod())
+				switch {
+				case ctx.Err() != nil:
+				case err != nil || !policy.HasSidecar(pod):
+					bare.Add(1)
+					t.Logf("a pod was created with %v", err)
+				default:
+					pods.Add(1)
+				}
+			}
+		})
+	}
+	for _, mode := range []string{install.ByWebhook, install.ByPolicy, install.ByWebhook} {
+		j.options.Injection = mode
+		if err := j.installer().Apply(t.Context(), j.options); err != nil {
+			t.Error(err)
+		}
+		if mode == install.ByPolicy {
+			j.give(true) // as the control plane does
+		}
+		j.untilInjectedBy(mode)
+	}
+	cancel()
+	running.Wait()
+	if t.Logf("%d pods, %d without a sidecar", pods.Load(), bare.Load()); bare.Load() > 0 || pods.Load() < 20 {
+		t.Errorf("%d of %d pods got no sidecar", bare.Load(), pods.Load())
+	}
+	if hook, err := j.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), j.mutating(), metav1.GetOptions{}); err != nil || inject.IsAfterPolicy(&hook.Webhooks[0]) {
+		t.Errorf("the webhook is still narrowed to what a policy leaves (%v)", err)
+	}
+	policies, err := j.client.AdmissionregistrationV1().MutatingAdmissionPolicies().List(t.Context(), metav1.ListOptions{LabelSelector: "istio.io/rev=" + j.rev})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range policies.Items {
+		if p.Name == policy.InjectionName(j.rev) {
+			t.Error("the policy is still there")
+		}
+	}
 }
