@@ -16,6 +16,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/pki"
 	"github.com/selvage-mesh/selvage/internal/revision"
 	"github.com/selvage-mesh/selvage/internal/validate"
+	_ "github.com/selvage-mesh/selvage/internal/validate/envoytypes" // what EnvoyFilters name is looked into
 )
 
 // options are the flags of selvaged. Each is also an environment variable: --xds-addr is SELVAGE_XDS_ADDR.

@@ -81,8 +81,96 @@ const (
 	RootNotDistributed Code = "SEL0054"
 )
 
+// The codes of what is wrong with one object of Istio's API, looked at alone.
+const (
+	// UnknownField marks a field that the kind does not have.
+	UnknownField Code = "SEL0300"
+	// WrongForm marks a value of the wrong form, such as a list where an object belongs.
+	WrongForm Code = "SEL0301"
+	// MissingValue marks a value that must be there and is not.
+	MissingValue Code = "SEL0302"
+	// UnknownValue marks a value that is none of the names that may stand there.
+	UnknownValue Code = "SEL0303"
+	// OutOfRange marks a number that is too small or too large.
+	OutOfRange Code = "SEL0304"
+	// InvalidPort marks a port that cannot be one.
+	InvalidPort Code = "SEL0305"
+	// InvalidDuration marks a duration that cannot be used.
+	InvalidDuration Code = "SEL0306"
+	// InvalidHost marks a host that is no DNS name, or one that may not stand there.
+	InvalidHost Code = "SEL0307"
+	// InvalidAddress marks an address that is none.
+	InvalidAddress Code = "SEL0308"
+	// InvalidRegex marks a regular expression that Envoy does not read.
+	InvalidRegex Code = "SEL0309"
+	// InvalidLabels marks labels that no pod can have.
+	InvalidLabels Code = "SEL0310"
+	// InvalidName marks a name that Kubernetes or Istio would not accept.
+	InvalidName Code = "SEL0311"
+	// InvalidHeader marks the name or the value of a header that cannot be used.
+	InvalidHeader Code = "SEL0312"
+	// InvalidURL marks a URL that cannot be used.
+	InvalidURL Code = "SEL0313"
+	// Duplicate marks something that is there twice and may be only once.
+	Duplicate Code = "SEL0314"
+	// Contradiction marks fields that exclude each other.
+	Contradiction Code = "SEL0315"
+	// NothingSaid marks an object, or a part of one, that says nothing.
+	NothingSaid Code = "SEL0316"
+	// NotSupported marks a field that has no meaning where it stands.
+	NotSupported Code = "SEL0317"
+	// InvalidTLS marks TLS settings that do not fit their mode.
+	InvalidTLS Code = "SEL0318"
+	// InvalidTarget marks a reference to an object that cannot be a target.
+	InvalidTarget Code = "SEL0319"
+	// InvalidKeys marks a set of keys that cannot be read.
+	InvalidKeys Code = "SEL0320"
+	// InvalidExpression marks a CEL expression that cannot be parsed.
+	InvalidExpression Code = "SEL0321"
+	// InvalidPath marks a template of a path that cannot be used.
+	InvalidPath Code = "SEL0322"
+	// InvalidLocality marks a locality, or weights of localities, that cannot be used.
+	InvalidLocality Code = "SEL0323"
+	// UnknownAttribute marks a condition on something that requests do not have.
+	UnknownAttribute Code = "SEL0324"
+	// TooLarge marks a value that is larger than it may be.
+	TooLarge Code = "SEL0325"
+	// ForbiddenAnnotation marks an annotation that this kind of object may not have.
+	ForbiddenAnnotation Code = "SEL0326"
+
+	// PatchValue marks the value of an EnvoyFilter that Envoy's schema does not allow.
+	PatchValue Code = "SEL0330"
+	// PatchRule marks the value of an EnvoyFilter that breaks a rule of Envoy's.
+	PatchRule Code = "SEL0331"
+	// PatchMatch marks a match of an EnvoyFilter that does not fit what it patches.
+	PatchMatch Code = "SEL0332"
+	// PatchType marks a type in an EnvoyFilter that is not known.
+	PatchType Code = "SEL0333"
+
+	// Deprecated marks what works and will not for ever.
+	Deprecated Code = "SEL0340"
+	// SelectsAll marks a selector without labels, which selects everything.
+	SelectsAll Code = "SEL0341"
+	// NoEffect marks a value that is ignored.
+	NoEffect Code = "SEL0342"
+	// DeniesTCP marks a policy that denies more than it says, on ports whose protocol is not HTTP.
+	DeniesTCP Code = "SEL0343"
+	// ProxyInternals marks an object that hangs on what a version of the proxy is like inside.
+	ProxyInternals Code = "SEL0344"
+	// PrivateKey marks a private key where only public ones belong.
+	PrivateKey Code = "SEL0345"
+	// MoreProblems marks an object that has more problems than are shown.
+	MoreProblems Code = "SEL0346"
+	// CheckFailed marks an object that could not be checked, by a fault of Selvage's.
+	CheckFailed Code = "SEL0347"
+)
+
 // The codes of findings that `istioctl analyze` has too, under its number.
 const (
 	// MultipleInjectionLabels marks a namespace with both kinds of label that ask for sidecars.
 	MultipleInjectionLabels Code = "IST0123"
+	// UnreachableRoute marks a route that no request reaches, because routes before it take all.
+	UnreachableRoute Code = "IST0130"
+	// IneffectiveMatch marks a match that no request reaches, because another before it takes all.
+	IneffectiveMatch Code = "IST0131"
 )

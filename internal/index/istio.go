@@ -214,9 +214,10 @@ func projectResource(i int, o *unstructured.Unstructured) *Resource {
 		if p.Severity == diag.Error {
 			r.Valid = false
 		}
-		if p.Hint == "" {
-			p.Hint = "kubectl -n " + r.Namespace + " edit " + strings.ToLower(istioKinds[i].Name) + " " + r.Name
+		if p.Hint != "" {
+			p.Hint += "; "
 		}
+		p.Hint += "kubectl -n " + r.Namespace + " edit " + strings.ToLower(istioKinds[i].Name) + " " + r.Name
 	}
 	return r
 }

@@ -178,8 +178,8 @@ spec: {host: broken, trafficPolicy: {loadBalancer: {simple: BEST_OF_ALL}}}
 			said = append(said, p.String())
 		}
 		for _, want := range []string{
-			"Error SEL0002 DestinationRule/shop/broken spec.trafficPolicy.loadBalancer.simple", "kubectl -n shop edit destinationrule broken",
-			"Error SEL0002 VirtualService/shop/broken spec.http: it must be a list",
+			"Error SEL0303 DestinationRule/shop/broken spec.trafficPolicy.loadBalancer.simple", "kubectl -n shop edit destinationrule broken",
+			"Error SEL0301 VirtualService/shop/broken spec.http: it must be a list",
 		} {
 			if !strings.Contains(strings.Join(said, "\n"), want) {
 				t.Errorf("no problem has %q:\n%s", want, strings.Join(said, "\n"))

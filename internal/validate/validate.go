@@ -33,13 +33,14 @@ type message interface {
 type kind struct {
 	group, name string
 	spec        func() message
-	check       func(*check, message) // nil while only the schema is checked
+	check       func(*check, message)
 }
 
 // checked makes a kind's check of a function for its type.
 func checked[M message](f func(*check, M)) func(*check, message) {
 	return func(c *check, m message) {
 		if typed, ok := m.(M); ok {
+			c.annotations(m)
 			f(c, typed)
 		}
 	}
@@ -56,18 +57,18 @@ var kinds = []kind{
 	{networkingGroup, "DestinationRule", func() message { return &networking.DestinationRule{} }, checked(destinationRule)},
 	{networkingGroup, "EnvoyFilter", func() message { return &networking.EnvoyFilter{} }, checked(envoyFilter)},
 	{networkingGroup, "Gateway", func() message { return &networking.Gateway{} }, checked(gateway)},
-	{networkingGroup, "ProxyConfig", func() message { return &networkingbeta.ProxyConfig{} }, nil},
+	{networkingGroup, "ProxyConfig", func() message { return &networkingbeta.ProxyConfig{} }, checked(proxyConfig)},
 	{networkingGroup, "ServiceEntry", func() message { return &networking.ServiceEntry{} }, checked(serviceEntry)},
 	{networkingGroup, "Sidecar", func() message { return &networking.Sidecar{} }, checked(sidecar)},
 	{networkingGroup, "VirtualService", func() message { return &networking.VirtualService{} }, checked(virtualService)},
-	{networkingGroup, "WorkloadEntry", func() message { return &networking.WorkloadEntry{} }, nil},
-	{networkingGroup, "WorkloadGroup", func() message { return &networking.WorkloadGroup{} }, nil},
+	{networkingGroup, "WorkloadEntry", func() message { return &networking.WorkloadEntry{} }, checked(workloadEntry)},
+	{networkingGroup, "WorkloadGroup", func() message { return &networking.WorkloadGroup{} }, checked(workloadGroup)},
 	{securityGroup, "AuthorizationPolicy", func() message { return &security.AuthorizationPolicy{} }, checked(authorizationPolicy)},
 	{securityGroup, "PeerAuthentication", func() message { return &security.PeerAuthentication{} }, checked(peerAuthentication)},
-	{securityGroup, "RequestAuthentication", func() message { return &security.RequestAuthentication{} }, nil},
-	{telemetryGroup, "Telemetry", func() message { return &telemetry.Telemetry{} }, nil},
-	{extensionsGroup, "WasmPlugin", func() message { return &extensions.WasmPlugin{} }, nil},
-	{extensionsGroup, "TrafficExtension", func() message { return &extensions.TrafficExtension{} }, nil},
+	{securityGroup, "RequestAuthentication", func() message { return &security.RequestAuthentication{} }, checked(requestAuthentication)},
+	{telemetryGroup, "Telemetry", func() message { return &telemetry.Telemetry{} }, checked(telemetryOf)},
+	{extensionsGroup, "WasmPlugin", func() message { return &extensions.WasmPlugin{} }, checked(wasmPlugin)},
+	{extensionsGroup, "TrafficExtension", func() message { return &extensions.TrafficExtension{} }, checked(trafficExtension)},
 }
 
 // Groups are the API groups of the kinds, sorted.
@@ -97,9 +98,11 @@ type object struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
 	Metadata   struct {
-		Name       string `json:"name"`
-		Namespace  string `json:"namespace"`
-		Generation int64  `json:"generation"`
+		Name        string            `json:"name"`
+		Namespace   string            `json:"namespace"`
+		Generation  int64             `json:"generation"`
+		Labels      map[string]string `json:"labels"`
+		Annotations map[string]string `json:"annotations"`
 	} `json:"metadata"`
 	Spec json.RawMessage `json:"spec"`
 }
@@ -116,19 +119,35 @@ func Spec(of ref.Ref, raw json.RawMessage) (read proto.Message, problems []diag.
 		return nil, nil, false
 	}
 	c := &check{object: of}
+	read = c.run(k, raw)
+	return read, c.all(), true
+}
+
+// run checks a spec. It gives nil for one that cannot be read as a whole. A fault of a check is contained: it is told, and what was
+// found until then stands.
+func (c *check) run(k *kind, raw json.RawMessage) (read proto.Message) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			c.warnf(diag.CheckFailed, spec, "it could not be checked, which is a fault of Selvage's: %s", short(fmt.Sprint(fault)))
+		}
+	}()
 	m := k.spec()
-	if len(raw) > 0 && !c.decode(raw, m) {
-		return nil, c.problems, true
+	whole := len(raw) == 0 || c.decode(raw, m)
+	if whole {
+		read = m
 	}
-	if k.check != nil {
-		k.check(c, m)
-	}
-	return m, c.problems, true
+	k.check(c, m)
+	return read
 }
 
 // Object gives the problems of one object, given as JSON; none for kinds that are not of Istio's API. An Error is a reason to refuse
 // it, a Warning is not. The error is ErrNotJSON, wrapped.
-func Object(raw []byte) ([]diag.Problem, error) {
+func Object(raw []byte) ([]diag.Problem, error) { return judge(raw, false) }
+
+// File is Object for a document that has not been through an API server, which would take unknown fields out: they are Errors.
+func File(raw []byte) ([]diag.Problem, error) { return judge(raw, true) }
+
+func judge(raw []byte, strict bool) ([]diag.Problem, error) {
 	var o object
 	if err := json.Unmarshal(raw, &o); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotJSON, err)
@@ -137,6 +156,14 @@ func Object(raw []byte) ([]diag.Problem, error) {
 	if !grouped {
 		return nil, nil // a core kind of Kubernetes
 	}
-	_, problems, _ := Spec(ref.Ref{Group: group, Kind: o.Kind, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name, Generation: o.Metadata.Generation}, o.Spec)
-	return problems, nil
+	k := find(group, o.Kind)
+	if k == nil {
+		return nil, nil
+	}
+	c := &check{
+		object: ref.Ref{Group: group, Kind: o.Kind, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name, Generation: o.Metadata.Generation},
+		meta:   &metadata{o.Metadata.Labels, o.Metadata.Annotations}, strict: strict,
+	}
+	c.run(k, o.Spec)
+	return c.all(), nil
 }

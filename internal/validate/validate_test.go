@@ -1,75 +1,18 @@
-package validate
+package validate_test
 
 import (
-	"path/filepath"
+	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
-	"golang.org/x/tools/txtar"
-	"sigs.k8s.io/yaml"
-
 	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/validate"
 )
 
-// TestObjects reads testdata/*.txtar: documents of YAML, separated by ---, each with the comments "# ERROR field: part of the
-// detail" or "# WARNING …" for everything that is to be said of it, and none for a document that is right.
-func TestObjects(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no files: %v", err)
-	}
-	for _, name := range files {
-		archive, err := txtar.ParseFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range archive.Files {
-			t.Run(filepath.Base(name)+"/"+f.Name, func(t *testing.T) {
-				for doc := range strings.SplitSeq(string(f.Data), "\n---\n") {
-					judge(t, doc)
-				}
-			})
-		}
-	}
-}
-
-func judge(t *testing.T, doc string) {
-	t.Helper()
-	raw, err := yaml.YAMLToJSON([]byte(doc))
-	if err != nil {
-		t.Fatalf("%v in\n%s", err, doc)
-	}
-	problems, err := Object(raw)
-	if err != nil {
-		t.Fatalf("%v in\n%s", err, doc)
-	}
-	var want []string
-	for line := range strings.Lines(doc) {
-		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "# "); ok && (strings.HasPrefix(text, "ERROR ") || strings.HasPrefix(text, "WARNING ")) {
-			want = append(want, text)
-		}
-	}
-	for _, w := range want {
-		found := false
-		for _, p := range problems {
-			word := "ERROR "
-			if p.Severity == diag.Warning {
-				word = "WARNING "
-			}
-			field, detail, _ := strings.Cut(strings.TrimPrefix(w, word), ": ")
-			found = found || strings.HasPrefix(w, word) && p.Field == field && strings.Contains(p.Detail, detail)
-		}
-		if !found {
-			t.Errorf("it is not said: %s\nof\n%s\nbut %v", w, doc, problems)
-		}
-	}
-	if len(problems) != len(want) {
-		t.Errorf("%d problems, want %d, of\n%s\n%v", len(problems), len(want), doc, problems)
-	}
-}
-
 func TestKindsHaveTheirResources(t *testing.T) {
-	got := strings.Join(Resources(), " ")
+	got := strings.Join(validate.Resources(), " ")
 	want := "destinationrules envoyfilters gateways proxyconfigs serviceentries sidecars virtualservices workloadentries workloadgroups " +
 		"authorizationpolicies peerauthentications requestauthentications telemetries wasmplugins trafficextensions"
 	if got != want {
@@ -82,43 +25,143 @@ func TestOtherKindsAreNotJudged(t *testing.T) {
 		`{"apiVersion":"v1","kind":"Pod","spec":7}`, `{"apiVersion":"example.org/v1","kind":"Gateway","spec":{"x":[]}}`,
 		`{"apiVersion":"gateway.networking.k8s.io/v1","kind":"Gateway","spec":{"listeners":[]}}`, `{"apiVersion":"networking.istio.io/v9","kind":"NewKind","spec":{"x":1}}`, `{}`,
 	} {
-		if p, err := Object([]byte(raw)); err != nil || p != nil {
+		if p, err := validate.Object([]byte(raw)); err != nil || p != nil {
 			t.Errorf("%s: %v, %v", raw, p, err)
 		}
 	}
 	for _, raw := range []string{``, `7`, `[]`, `{"kind":7}`, `{"apiVersion":"networking.istio.io/v1","kind":"Gateway","metadata":"x"}`} {
-		if _, err := Object([]byte(raw)); err == nil {
+		if _, err := validate.Object([]byte(raw)); err == nil {
 			t.Errorf("%q is taken for an object", raw)
 		}
 	}
 }
 
-func FuzzObject(f *testing.F) {
-	for _, k := range kinds {
-		f.Add([]byte(`{"apiVersion":"` + k.group + `/v1","kind":"` + k.name + `","metadata":{"name":"x","namespace":"y"},"spec":{"hosts":["*"],"http":[{"match":[{"uri":{"regex":"("}}]}],"servers":[{"port":{"number":0}}],"rules":[{"from":[null]}],"configPatches":[null],"egress":[{}],"subsets":[null]}}`))
+// problemsOf are those of a spec, as JSON.
+func problemsOf(t testing.TB, kind, spec string) []diag.Problem {
+	t.Helper()
+	group := "networking.istio.io"
+	if kind == "AuthorizationPolicy" || kind == "PeerAuthentication" {
+		group = "security.istio.io"
 	}
-	files, _ := filepath.Glob("testdata/*.txtar")
-	for _, name := range files {
-		archive, err := txtar.ParseFile(name)
-		if err != nil {
-			f.Fatal(err)
+	problems, err := validate.Object(fmt.Appendf(nil, `{"apiVersion":"%s/v1","kind":"%s","metadata":{"name":"a","namespace":"shop"},"spec":%s}`, group, kind, spec))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return problems
+}
+
+func TestTheNearestSpellingIsNamed(t *testing.T) {
+	lua := `"@type":"type.googleapis.com/envoy.extensions.filters.http.lua.v3.`
+	for _, c := range []struct{ kind, spec, hint string }{
+		{"PeerAuthentication", `{"mtsl":{"mode":"STRICT"}}`, "did you mean mtls?"},
+		{"PeerAuthentication", `{"mtls":{"mode":"STRCT"}}`, "did you mean STRICT?"},
+		{"VirtualService", `{"hosts":["a"],"http":[{"route":[{"destination":{"host":"a"}}],"retries":{"attempts":1,"retryOn":"gatewayerror"}}]}`, "did you mean gateway-error?"},
+		{"AuthorizationPolicy", `{"rules":[{"when":[{"key":"source.namspace","values":["a"]}]}]}`, "did you mean source.namespace?"},
+		{"EnvoyFilter", `{"configPatches":[{"applyTo":"HTTP_FILTER","patch":{"operation":"MERGE","value":{"name":"a","typed_config":{` + lua + `Lua","inlinecode":"a"}}}}]}`, "did you mean inline_code?"},
+		{"EnvoyFilter", `{"configPatches":[{"applyTo":"HTTP_FILTER","patch":{"operation":"MERGE","value":{"name":"a","typed_config":{` + lua + `Lau"}}}}]}`, "did you mean type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua?"},
+		{"PeerAuthentication", `{"somethingElse":{}}`, "take it out, or move it to where it belongs: kubectl explain shows the fields"},
+	} {
+		found := false
+		for _, p := range problemsOf(t, c.kind, c.spec) {
+			found = found || p.Hint == c.hint
 		}
-		for _, file := range archive.Files {
-			for doc := range strings.SplitSeq(string(file.Data), "\n---\n") {
-				if raw, err := yaml.YAMLToJSON([]byte(doc)); err == nil {
-					f.Add(raw)
-				}
+		if !found {
+			t.Errorf("%s: nobody says %q: %v", c.spec, c.hint, problemsOf(t, c.kind, c.spec))
+		}
+	}
+}
+
+func TestUnknownFieldsOfFilesAreErrors(t *testing.T) {
+	raw := []byte(`{"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication","metadata":{"name":"a"},"spec":{"mtsl":{}}}`)
+	for name, c := range map[string]struct {
+		read func([]byte) ([]diag.Problem, error)
+		want diag.Severity
+	}{"in a cluster": {validate.Object, diag.Warning}, "in a file": {validate.File, diag.Error}} {
+		problems, err := c.read(raw)
+		if err != nil || len(problems) != 1 || problems[0].Severity != c.want {
+			t.Errorf("%s: %v, %v", name, problems, err)
+		}
+	}
+}
+
+// TestOneMistakeIsToldOnce: what follows from a value that could not be read is not told beside it, and what stands elsewhere is.
+func TestOneMistakeIsToldOnce(t *testing.T) {
+	problems := problemsOf(t, "VirtualService", `{"hosts":["a"],"http":[{"route":"a","timeout":"0s"}],"exportTo":["~"]}`)
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.Field)
+	}
+	slices.Sort(got)
+	if want := []string{"spec.exportTo[0]", "spec.http[0].route", "spec.http[0].timeout"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestManyProblemsAreCut(t *testing.T) {
+	routes := make([]string, 400)
+	for i := range routes {
+		routes[i] = `{"timeout":"0s"}`
+	}
+	problems := problemsOf(t, "VirtualService", `{"hosts":["a"],"http":[`+strings.Join(routes, ",")+`]}`)
+	last := problems[len(problems)-1]
+	if len(problems) != 51 || last.Code != diag.MoreProblems || last.Severity != diag.Error {
+		t.Errorf("%d problems, the last %v", len(problems), last)
+	}
+}
+
+// TestLargeObjectsAreJudged holds checks that compare all with all to a bound: without one each of these would take minutes.
+func TestLargeObjectsAreJudged(t *testing.T) {
+	repeat := func(n int, item func(i int) string) string {
+		items := make([]string, n)
+		for i := range items {
+			items[i] = item(i)
+		}
+		return "[" + strings.Join(items, ",") + "]"
+	}
+	for name, spec := range map[string]string{
+		"prefixes": `{"hosts":["a"],"http":` + repeat(20_000, func(i int) string {
+			return fmt.Sprintf(`{"match":[{"uri":{"prefix":"/%d"}}],"route":[{"destination":{"host":"a"}}]}`, i+100_000)
+		}) + `}`,
+		"hosts": `{"hosts":` + repeat(40_000, func(i int) string { return fmt.Sprintf(`"*.a%d.example.org"`, i) }) + `,"http":[{"route":[{"destination":{"host":"a"}}]}]}`,
+		"names": `{"hosts":` + repeat(5_000, func(i int) string { return fmt.Sprintf(`"*.a%d.example.org"`, i) }) + `,"tls":[{"match":[{"sniHosts":` +
+			repeat(5_000, func(i int) string { return fmt.Sprintf(`"b.a%d.example.org"`, i) }) + `}],"route":[{"destination":{"host":"a"}}]}]}`,
+	} {
+		for _, p := range problemsOf(t, "VirtualService", spec) {
+			if p.Severity == diag.Error {
+				t.Errorf("%s: %v", name, p)
 			}
 		}
 	}
+}
+
+func FuzzObject(f *testing.F) {
+	for _, table := range tables(f) {
+		for _, r := range table.rows() {
+			raw, err := table.object(r)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(raw)
+		}
+		raw, err := json.Marshal(map[string]any{"apiVersion": table.APIVersion, "kind": table.kind, "spec": map[string]any{
+			"hosts": []any{nil}, "servers": []any{nil}, "rules": []any{map[string]any{"from": []any{nil}}}, "configPatches": []any{nil}, "egress": []any{map[string]any{}},
+		}})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		problems, err := Object(raw)
+		problems, err := validate.Object(raw)
 		if err != nil {
 			return
 		}
 		for _, p := range problems {
-			if p.Field == "" || p.Detail == "" || p.Code == "" || len(p.Detail) > 2000 {
+			if p.Field == "" || p.Detail == "" || p.Code == "" || len(p.Detail) > 2000 || p.Hint == "" {
 				t.Errorf("%+v", p)
+			}
+			if p.Code == diag.CheckFailed {
+				t.Errorf("a check failed: %s", p.Detail)
 			}
 		}
 	})

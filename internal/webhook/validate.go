@@ -115,7 +115,7 @@ func (h *Handler) validate(r *validationRequest) *response {
 		for i, p := range errs {
 			texts[i] = describe(p)
 		}
-		out := h.invalid(r, "invalid_resource", "configuration is invalid: "+strings.Join(texts, "; "), errs)
+		out := h.invalid(r, "invalid_resource", "configuration is invalid: "+strings.Join(texts, ";\n"), errs)
 		out.Warnings = warnings
 		return out
 	}
@@ -131,6 +131,9 @@ func describe(p diag.Problem) string {
 	object := p.Object.Kind + " " + p.Object.Name
 	if p.Object.Namespace != "" {
 		object = p.Object.Kind + " " + p.Object.Namespace + "/" + p.Object.Name
+	}
+	if p.Hint != "" {
+		return fmt.Sprintf("%s: %s: %s (%s; %s)", object, p.Field, p.Detail, p.Code, p.Hint)
 	}
 	return fmt.Sprintf("%s: %s: %s (%s)", object, p.Field, p.Detail, p.Code)
 }

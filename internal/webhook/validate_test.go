@@ -70,7 +70,7 @@ func TestValidation(t *testing.T) {
 		}
 	}
 	got := p.validate(t, admissionv1.Create, badPolicy, "null")
-	if want := "configuration is invalid: PeerAuthentication shop/default: spec.portLevelMtls: modes of single ports need a selector"; !strings.HasPrefix(got.Result.Message, want) || !strings.Contains(got.Result.Message, "(SEL0002)") {
+	if want := "configuration is invalid: PeerAuthentication shop/default: spec.portLevelMtls: modes of single ports need a selector"; !strings.HasPrefix(got.Result.Message, want) || !strings.Contains(got.Result.Message, "(SEL0315; name the workloads in spec.selector.matchLabels)") {
 		t.Errorf("the refusal says %q", got.Result.Message)
 	}
 	last := got.Result.Details.Causes[len(got.Result.Details.Causes)-1]
