@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/selvage-mesh/selvage/internal/admission"
 	"github.com/selvage-mesh/selvage/internal/inject"
@@ -119,5 +121,18 @@ func (o *options) logger() (*slog.Logger, error) {
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		return nil, fmt.Errorf("read --log-level %q: use debug, info, warn or error", o.logLevel)
 	}
-	return slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+	return newLogger(os.Stderr, level), nil
+}
+
+// newLogger writes a line of JSON for each thing that is told, those of the Kubernetes client's own log too. Durations are as people
+// write them: a number would not say its unit.
+func newLogger(w io.Writer, level slog.Level) *slog.Logger {
+	log := slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration {
+			a.Value = slog.StringValue(a.Value.Duration().String())
+		}
+		return a
+	}}))
+	klog.SetSlogLogger(log.With("component", "kubernetes client"))
+	return log
 }

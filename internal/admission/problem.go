@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"istio.io/api/label"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/ref"
@@ -65,4 +66,20 @@ func MissingProblem(k Key, revision string) diag.Problem {
 		p.Severity, p.Detail = diag.Warning, "it does not exist: revision "+revision+" refuses no invalid Istio configuration any more"
 	}
 	return p
+}
+
+// UnlabelledProblem is that of a configuration with a revision's name which that revision does not keep any more, because the label that
+// says whose it is was removed or changed.
+func UnlabelledProblem(k Key, revision string, object metav1.Object) diag.Problem {
+	had := fmt.Sprintf("it has lost its label %s=%s", label.IoIstioRev.Name, revision)
+	if value := object.GetLabels()[label.IoIstioRev.Name]; value != "" {
+		had = fmt.Sprintf("its label %s says %s instead of %s", label.IoIstioRev.Name, value, revision)
+	}
+	return diag.Problem{
+		Code: diag.WebhookDeleted, Severity: diag.Error, Object: k.ref(object.GetGeneration()), Field: "metadata.labels[" + label.IoIstioRev.Name + "]",
+		Detail: had + ", which was taken by " + rivalOf(object.GetManagedFields(), nil).String() +
+			": the control plane keeps its caBundle right no more, and with the next change of the root the API server cannot call it",
+		Hint: fmt.Sprintf("give it back: `kubectl label %s %s %s=%s --overwrite`; the control plane may not, because a webhook's label says whose it is",
+			strings.ToLower(string(k.Kind)), k.Name, label.IoIstioRev.Name, revision),
+	}
 }

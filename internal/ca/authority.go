@@ -254,7 +254,7 @@ func (a *Authority) install(next *root) {
 	}
 
 	by := next.signs()
-	attrs := []any{"subject", by.Subject, "sha256", pki.Fingerprint(by), "root", pki.Fingerprint(next.leadsTo()), "notAfter", by.NotAfter.UTC(), "stage", next.stage}
+	attrs := []any{"subject", by.Subject.String(), "sha256", pki.Fingerprint(by), "root", pki.Fingerprint(next.leadsTo()), "notAfter", by.NotAfter.UTC(), "stage", next.stage}
 	if before == nil {
 		a.log.Info("root certificate loaded", attrs...)
 	} else {

@@ -6,10 +6,8 @@ import (
 	"slices"
 	"time"
 
-	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 
@@ -27,7 +25,7 @@ type hookObject interface {
 type history struct {
 	object hookObject // as last seen; nil while it was never seen
 	gone   time.Time  // since when it is missing
-	told   bool       // its absence was told
+	told   string     // the reason of the Event that told its absence, "" while nothing was told
 
 	right   string // the want under which it was last as it should be: when it then is not, somebody else changed it
 	written struct {
@@ -66,13 +64,13 @@ func (l *webhookLoop) of(k admission.Key) *history {
 // present notes that a configuration is there.
 func (l *webhookLoop) present(k admission.Key, object hookObject) *history {
 	h := l.of(k)
-	if h.told {
+	if h.told != "" {
 		l.config.Log.Info("webhook configuration is there again", "kind", k.Kind, "name", k.Name)
 	}
 	if slices.Contains(l.config.Expected, k) {
 		l.metrics.missing.WithLabelValues(string(k.Kind), k.Name).Set(0)
 	}
-	h.object, h.gone, h.told = object, time.Time{}, false
+	h.object, h.gone, h.told = object, time.Time{}, ""
 	return h
 }
 
@@ -89,7 +87,7 @@ func (l *webhookLoop) absent(ctx context.Context, k admission.Key, missing bool)
 		l.mu.Unlock()
 		return
 	}
-	if h.told {
+	if h.told == tellDeleted {
 		return
 	}
 	if h.gone.IsZero() {
@@ -99,32 +97,53 @@ func (l *webhookLoop) absent(ctx context.Context, k admission.Key, missing bool)
 		l.queue.AddAfter(k, left)
 		return
 	}
-	if k.Kind == admission.Mutating && TakenByTag(ctx, l.config.Kubernetes, k.Name, l.config.Revision) { // the watch knows only this revision's
+	other := readHook(ctx, l.config.Kubernetes, k) // the watch knows only this revision's
+	if other != nil && admission.TakenByTag(other.GetLabels(), l.config.Revision) {
 		h.gone = time.Time{}
 		l.metrics.missing.WithLabelValues(string(k.Kind), k.Name).Set(0)
 		l.queue.AddAfter(k, takenAgain)
 		return
 	}
-	h.told = true
 	l.metrics.missing.WithLabelValues(string(k.Kind), k.Name).Set(1)
-	p := admission.MissingProblem(k, l.config.Revision)
-	l.problem(p)
-	if h.object != nil {
-		l.event(h.object, corev1.EventTypeWarning, "WebhookDeleted", fmt.Sprintf("%s: %s; %s", p.Code, p.Detail, p.Hint))
+	reason, p, about := tellDeleted, admission.MissingProblem(k, l.config.Revision), h.object
+	if other != nil {
+		reason, p, about = tellUnlabelled, admission.UnlabelledProblem(k, l.config.Revision, other), other
+		l.queue.AddAfter(k, takenAgain) // its deletion has no event here
 	}
+	if h.told == reason {
+		return
+	}
+	h.told = reason
+	l.problem(p)
+	if about != nil {
+		l.event(about, corev1.EventTypeWarning, reason, fmt.Sprintf("%s: %s; %s", p.Code, p.Detail, p.Hint))
+	}
+}
+
+// The reasons of Events about a configuration that this revision has no more.
+const (
+	tellDeleted    = "WebhookDeleted"
+	tellUnlabelled = "WebhookLabelLost"
+)
+
+// readHook reads a configuration from the API server, whatever its labels; nil when there is none or it cannot be read.
+func readHook(ctx context.Context, client kubernetes.Interface, k admission.Key) hookObject {
+	hooks := client.AdmissionregistrationV1()
+	if k.Kind == admission.Mutating {
+		if c, err := hooks.MutatingWebhookConfigurations().Get(ctx, k.Name, metav1.GetOptions{}); err == nil {
+			return c
+		}
+	} else if c, err := hooks.ValidatingWebhookConfigurations().Get(ctx, k.Name, metav1.GetOptions{}); err == nil {
+		return c
+	}
+	return nil
 }
 
 // TakenByTag asks whether the MutatingWebhookConfiguration of that name answers for a tag that leads to another revision. What cannot be
 // read counts as no.
 func TakenByTag(ctx context.Context, client kubernetes.Interface, name, revision string) bool {
-	list, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().List(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()})
-	if err != nil {
-		return false
-	}
-	return slices.ContainsFunc(list.Items, func(c admissionv1.MutatingWebhookConfiguration) bool {
-		return c.Name == name && admission.TakenByTag(c.Labels, revision)
-	})
+	c := readHook(ctx, client, admission.Key{Kind: admission.Mutating, Name: name})
+	return c != nil && admission.TakenByTag(c.GetLabels(), revision)
 }
 
 // settled notes that a configuration is as it should be, and the end of a feud.

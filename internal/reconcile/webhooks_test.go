@@ -282,6 +282,40 @@ func TestADeletedConfigurationIsToldAndNotMadeAgain(t *testing.T) {
 	})
 }
 
+// The label that says whose a configuration is was removed: it is there, so nobody may say that it does not exist.
+func TestAConfigurationThatLostItsLabelIsToldSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, registry := fake.NewClientset(mutatingConfig(injectorName, "default", "rev.namespace.")), prometheus.NewRegistry()
+		events := runWebhooksOf(t, WebhooksConfig{Kubernetes: client, Roots: newRoots(t), Registerer: registry,
+			Expected: []admission.Key{{Kind: admission.Mutating, Name: injectorName}}})
+		events.take()
+		hooks := client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+		// A fake API server's watch has no selector: it shows what a real one hides.
+		client.PrependReactor("get", "mutatingwebhookconfigurations", func(kubetesting.Action) (bool, runtime.Object, error) {
+			c := mutatingConfig(injectorName, "default", "rev.namespace.")
+			delete(c.Labels, "istio.io/rev")
+			c.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl-label", Operation: metav1.ManagedFieldsOperationUpdate, Time: ptr.To(metav1.Now())}}
+			return true, c, nil
+		})
+		if err := hooks.Delete(t.Context(), injectorName, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		reasons, messages := events.take()
+		if !slices.Equal(reasons, []string{"Warning WebhookLabelLost"}) {
+			t.Fatalf("Events %v: %v", reasons, messages)
+		}
+		for _, want := range []string{"lost its label istio.io/rev=default", "kubectl-label", "kubectl label mutatingwebhookconfiguration " + injectorName + " istio.io/rev=default --overwrite"} {
+			if !strings.Contains(messages[0], want) {
+				t.Errorf("%q does not say %q", messages[0], want)
+			}
+		}
+		if metric(t, registry, "selvage_webhook_missing") != 1 {
+			t.Error("the metric does not say it")
+		}
+	})
+}
+
 // validation is a ValidationSource that a test sets.
 type validation struct {
 	mu      sync.Mutex
