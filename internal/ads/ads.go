@@ -32,8 +32,8 @@ type Config struct {
 	Authenticate func(ctx context.Context) (namespace, serviceAccount string, err error)
 	// Generate makes the clusters, listeners and routes of a view. Default: an xds.Generator.
 	Generate func(scope.View) (*xds.Config, error)
-	// LoadAssignment makes the endpoints of one service port. Default: xds.LoadAssignment.
-	LoadAssignment func(*mesh.EndpointSet) (xds.Resource, error)
+	// LoadAssignment makes the endpoints of one service port, for clients of a locality where that counts. Default: xds.LoadAssignment.
+	LoadAssignment func(*mesh.EndpointSet, *mesh.LocalityBalancing, mesh.Locality) (xds.Resource, error)
 
 	Registerer prometheus.Registerer
 	Log        *slog.Logger

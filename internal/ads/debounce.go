@@ -2,6 +2,7 @@ package ads
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -53,7 +54,7 @@ func (s *Server) due(m *mesh.Model, first, latest time.Time) time.Time {
 // onlyEndpoints reports whether no connected proxy needs other clusters, listeners or routes. A pod that is new is no
 // reason to wait: it has no proxy yet, or one that waits for it.
 func (s *Server) onlyEndpoints(old, now *mesh.Model) bool {
-	if old.Settings != now.Settings || old.Outbound != now.Outbound {
+	if old.Settings != now.Settings || old.Outbound != now.Outbound || !maps.Equal(old.Outbounds, now.Outbounds) {
 		return false
 	}
 	s.mu.Lock()

@@ -83,9 +83,10 @@ type stream struct {
 	session *session.Session
 	shown   shown
 
-	state  *state // the newest that was seen
-	view   *view  // what the session was given
-	missed bool   // the session was not given the changes of some state
+	state  *state     // the newest that was seen
+	view   *view      // what the session was given
+	scoped scope.View // what that was made of
+	missed bool       // the session was not given the changes of some state
 
 	since time.Time // when the oldest change that the proxy may not have yet was published; zero when there is none
 	sent  bool      // something was sent because of it
@@ -120,7 +121,7 @@ func (face service) serve(rpc grpc.ServerStream, v session.Variant, receive func
 	if err != nil {
 		return s.refuse(st, err)
 	}
-	st.view = s.views.acquire(scoped)
+	st.view, st.scoped = s.views.acquire(scoped), scoped
 	defer func() { s.views.release(st.view) }()
 	if st.view.err != nil {
 		return s.refuse(st, status.Errorf(codes.Internal, "the configuration of proxy %s cannot be generated: %v", st.proxy.ID, st.view.err))
@@ -272,7 +273,7 @@ func (st *stream) update() error {
 		st.missed = true
 		return nil
 	}
-	changes.All = changes.All || st.missed
+	changes.All = changes.All || st.missed || !scoped.FindsEndpointsAs(st.scoped)
 	st.missed = false
 	if st.since.IsZero() {
 		st.since = next.since
@@ -281,7 +282,7 @@ func (st *stream) update() error {
 	st.session.Update(st.config(view, scoped), changes)
 	st.mu.Unlock()
 	s.views.release(st.view)
-	st.view = view
+	st.view, st.scoped = view, scoped
 	st.countRejecting()
 	return nil
 }

@@ -33,6 +33,7 @@ type view struct {
 
 	clusters, listeners, routes *session.Set
 	hosts                       map[string]*session.Set // by route configuration
+	shared                      any                     // see xds.Config.Shared
 
 	refs int    // streams that use it
 	seq  uint64 // the newest state of which a stream has asked for it
@@ -83,6 +84,7 @@ func (c *views) fill(e *view, v scope.View) {
 		c.log.Error("configuration of a view cannot be generated; its proxies keep what they have", "error", err)
 		return
 	}
+	e.shared = cfg.Shared
 	e.clusters = c.set(session.Clusters, cfg.Clusters)
 	e.listeners = c.set(session.Listeners, cfg.Listeners)
 	e.routes = c.set(session.Routes, cfg.Routes)

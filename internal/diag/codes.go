@@ -167,6 +167,8 @@ const (
 
 // The codes of findings that `istioctl analyze` has too, under its number.
 const (
+	// ReferenceNotFound marks an object that names another that does not exist.
+	ReferenceNotFound Code = "IST0101"
 	// MultipleInjectionLabels marks a namespace with both kinds of label that ask for sidecars.
 	MultipleInjectionLabels Code = "IST0123"
 	// UnreachableRoute marks a route that no request reaches, because routes before it take all.

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -219,5 +220,8 @@ func projectResource(i int, o *unstructured.Unstructured) *Resource {
 		}
 		p.Hint += "kubectl -n " + r.Namespace + " edit " + strings.ToLower(istioKinds[i].Name) + " " + r.Name
 	}
+	slices.SortFunc(r.Problems, func(a, b diag.Problem) int { // what is found in a map comes in any order
+		return cmp.Or(strings.Compare(a.Field, b.Field), strings.Compare(a.Detail, b.Detail))
+	})
 	return r
 }

@@ -24,8 +24,8 @@ import (
 type Config struct {
 	Kubernetes kubernetes.Interface
 	Dynamic    dynamic.Interface // for the kinds of Istio's API
-	Namespace  string // of the control plane
-	Revision   string // "" for the default one
+	Namespace  string            // of the control plane
+	Revision   string            // "" for the default one
 	// TrustDomain that the CA signs for; "" takes the one of the mesh configuration.
 	TrustDomain   string
 	ClusterDomain string // "" for cluster.local

@@ -128,7 +128,9 @@ func istioSource(c Config, k index.IstioKind) *source {
 		}
 		return list, nil
 	}
-	s.watch = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return at(version.Load()).Watch(ctx, o) }
+	s.watch = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		return at(version.Load()).Watch(ctx, o)
+	}
 	return s
 }
 

@@ -14,9 +14,10 @@ import (
 // Model is one immutable state of the mesh.
 type Model struct {
 	Settings *Settings
-	// Outbound is what a proxy of a namespace may call. All namespaces that see the same services share one pointer; today
-	// that is every namespace.
+	// Outbound is what a proxy may call whose namespace is not in Outbounds.
 	Outbound *Outbound
+	// Outbounds are for the namespaces that see the mesh otherwise than the others: by exportTo, or by rules of their own.
+	Outbounds map[string]*Outbound
 	// Endpoints has one entry for each service port in Outbound, also when it has no endpoint.
 	Endpoints map[EndpointKey]*EndpointSet
 	// Workloads are the pods, by namespace and name.
@@ -65,6 +66,14 @@ func (p Protocol) String() string { return [...]string{"TCP", "HTTP", "HTTP2"}[p
 // Outbound is everything that a proxy may call.
 type Outbound struct {
 	Services []*Service // sorted by host
+	// Routing is the VirtualService of each service that has one.
+	Routing map[Host]*VirtualService
+	// Routed are the hosts beyond services that VirtualServices route, sorted.
+	Routed []RoutedHost
+	// Private names the namespace whose rule makes the subsets of a host, where that is the clients' own; nil for none.
+	Private map[Host]string
+	// ByLocality is, for each service port and subset whose endpoints depend on where the client is, how.
+	ByLocality map[EndpointKey]*LocalityBalancing
 }
 
 // Service is one host with its ports.
@@ -79,6 +88,7 @@ type Service struct {
 	// ExternalName is the DNS name that an ExternalName service stands for, "" for all others.
 	ExternalName Host
 	Ports        []*ServicePort // sorted by number
+	Subsets      []*Subset      // sorted by name
 	Refs         []ref.Ref
 }
 
@@ -92,12 +102,18 @@ type ServicePort struct {
 	// Instances are where those of its endpoints listen that take mutual TLS, ready or not, sorted; only for a TCP port of a
 	// headless service, whose clients call the endpoints themselves: nothing but the address says which service they call.
 	Instances []netip.AddrPort
+	// Policy is how clients call the port; nil for the mesh's defaults.
+	Policy *TrafficPolicy
 }
 
-// EndpointKey names the endpoints of one service port.
+// EndpointKey names the endpoints of one service port, or of a subset of them.
 type EndpointKey struct {
-	Host Host
-	Port uint32 // the service port's number
+	Host   Host
+	Port   uint32 // the service port's number
+	Subset string // "" for all
+	// Of is the namespace whose rule says what the subset is, "" for the rule that holds for everybody. It is no part of the name by
+	// which proxies know the endpoints: they see one rule of a host.
+	Of string
 }
 
 // EndpointSet is the endpoints of one service port, sorted by address and port.
@@ -116,7 +132,11 @@ type Endpoint struct {
 	Identity string // SPIFFE identity, "" when not known
 	Locality Locality
 	Workload WorkloadKey // zero when no pod stands behind the address
+	Labels   *Labels     // of the workload, nil when not known; the same pointer while they are the same
 }
+
+// Labels are those of a workload.
+type Labels struct{ Values map[string]string }
 
 // Health says whether new connections should go to an endpoint.
 type Health uint8

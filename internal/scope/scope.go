@@ -4,6 +4,7 @@ package scope
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -32,6 +33,8 @@ type Traits struct {
 	IPv4, IPv6 bool
 	// HostDiscovery says that virtual hosts are sent apart from their route configurations.
 	HostDiscovery bool
+	// Locality is where the workload runs, when some endpoints depend on that, and zero when none do.
+	Locality mesh.Locality
 }
 
 // takesHosts reports whether the proxy takes virtual hosts as resources of their own: Envoy does so over an aggregated stream
@@ -53,7 +56,7 @@ func traits(w *mesh.Workload, p Proxy) (t Traits) {
 		a, _ := netip.ParseAddr(fields[1])
 		t.add(a)
 	}
-	if t == (Traits{}) {
+	if !t.IPv4 && !t.IPv6 {
 		t.IPv4 = true
 	}
 	t.HostDiscovery = takesHosts(p)
@@ -87,8 +90,26 @@ type Key struct {
 // Key is the cache key of clusters, listeners and routes for this view.
 func (v View) Key() Key { return Key{v.Settings, v.Outbound, v.Inbound, v.Traits} }
 
-// Endpoints are those of one service port in this view, or nil for a port that the proxy may not see.
-func (v View) Endpoints(k mesh.EndpointKey) *mesh.EndpointSet { return v.endpoints[k] }
+// Endpoints are those of one service port, or of a subset, in this view, or nil for what the proxy may not see.
+func (v View) Endpoints(k mesh.EndpointKey) *mesh.EndpointSet {
+	if k.Subset != "" {
+		k.Of = v.Outbound.Private[k.Host]
+	}
+	return v.endpoints[k]
+}
+
+// ByLocality says how the endpoints of a service port or subset depend on where the proxy is; nil when they do not.
+func (v View) ByLocality(k mesh.EndpointKey) *mesh.LocalityBalancing {
+	k.Of = ""
+	return v.Outbound.ByLocality[k]
+}
+
+// FindsEndpointsAs reports whether endpoints are found and shown in this view as in another one: a name that has not changed in the model
+// means the same then.
+func (v View) FindsEndpointsAs(o View) bool {
+	return v.Traits.Locality == o.Traits.Locality && (v.Outbound == o.Outbound ||
+		v.Outbound != nil && o.Outbound != nil && maps.Equal(v.Outbound.Private, o.Outbound.Private) && maps.Equal(v.Outbound.ByLocality, o.Outbound.ByLocality))
+}
 
 // For gives the view of a proxy. It fails when the model does not hold the proxy's workload (its pod was not seen yet, or
 // is gone) or when that runs as another service account than the proxy has shown.
@@ -101,7 +122,14 @@ func For(m *mesh.Model, p Proxy) (View, error) {
 		return View{}, fmt.Errorf("scope proxy %s: its identity is service account %s/%s, but pod %s/%s runs as %s",
 			p.ID, p.Namespace, p.ServiceAccount, p.Namespace, p.Name, w.ServiceAccount)
 	}
-	return View{Settings: m.Settings, Outbound: m.Outbound, Inbound: w.Inbound, Traits: traits(w, p), endpoints: m.Endpoints}, nil
+	v := View{Settings: m.Settings, Outbound: m.Outbound, Inbound: w.Inbound, Traits: traits(w, p), endpoints: m.Endpoints}
+	if own := m.Outbounds[p.Namespace]; own != nil {
+		v.Outbound = own
+	}
+	if v.Outbound != nil && len(v.Outbound.ByLocality) > 0 {
+		v.Traits.Locality = w.Locality
+	}
+	return v, nil
 }
 
 // UnknownWorkloadError says that a proxy's pod is not in the model: worth waiting for the next model before giving up.

@@ -2,9 +2,11 @@ package translate_test
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -32,12 +34,12 @@ func parse(t testing.TB, stream string) (objects []any) {
 			t.Fatalf("parse object: %v\n%s", err, doc)
 		}
 		made := map[string]func() any{
-			"Namespace":          func() any { return &corev1.Namespace{} },
-			"Node":               func() any { return &corev1.Node{} },
-			"Service":            func() any { return &corev1.Service{} },
-			"Pod":                func() any { return &corev1.Pod{} },
-			"ConfigMap":          func() any { return &corev1.ConfigMap{} },
-			"EndpointSlice":      func() any { return &discoveryv1.EndpointSlice{} },
+			"Namespace":     func() any { return &corev1.Namespace{} },
+			"Node":          func() any { return &corev1.Node{} },
+			"Service":       func() any { return &corev1.Service{} },
+			"Pod":           func() any { return &corev1.Pod{} },
+			"ConfigMap":     func() any { return &corev1.ConfigMap{} },
+			"EndpointSlice": func() any { return &discoveryv1.EndpointSlice{} },
 		}[head.Kind]
 		if i := slices.IndexFunc(index.IstioKinds(), func(k index.IstioKind) bool { return k.Name == head.Kind }); i >= 0 {
 			k := index.IstioKinds()[i]
@@ -91,26 +93,10 @@ func dump(m *mesh.Model, problems []diag.Problem) string {
 		fmt.Fprintf(&b, ", log %s json=%t %q", s.AccessLogFile, s.AccessLogJSON, s.AccessLogFormat)
 	}
 	fmt.Fprintf(&b, "%s\n", from(s.Refs))
-	for _, svc := range m.Outbound.Services {
-		fmt.Fprintf(&b, "service %s (%s/%s)%s", svc.Host, svc.Namespace, svc.Name, list(" at", svc.Addresses))
-		if svc.Headless {
-			b.WriteString(" headless")
-		}
-		if svc.ExternalName != "" {
-			b.WriteString(" is " + string(svc.ExternalName))
-		}
-		b.WriteString(from(svc.Refs) + "\n")
-		for _, p := range svc.Ports {
-			fmt.Fprintf(&b, "  port %d %q %s%s\n", p.Number, p.Name, p.Protocol, list(" as", p.Identities))
-			if at := list("at", p.Instances); at != "" {
-				b.WriteString("    mutual TLS " + at + "\n")
-			}
-			set := m.Endpoints[mesh.EndpointKey{Host: svc.Host, Port: p.Number}]
-			for _, e := range set.Endpoints {
-				b.WriteString("    " + endpoint(e) + "\n")
-			}
-			fmt.Fprintf(&b, "    %s\n", strings.TrimSpace(from(set.Refs)))
-		}
+	dumpOutbound(&b, m, m.Outbound, nil, "")
+	for _, ns := range slices.Sorted(maps.Keys(m.Outbounds)) {
+		fmt.Fprintf(&b, "clients of namespace %s\n", ns)
+		dumpOutbound(&b, m, m.Outbounds[ns], m.Outbound, ns)
 	}
 	keys := slices.SortedFunc(maps.Keys(m.Workloads), func(a, b mesh.WorkloadKey) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
@@ -137,6 +123,135 @@ func dump(m *mesh.Model, problems []diag.Problem) string {
 		fmt.Fprintf(&b, "problem %s\n", p)
 	}
 	return b.String()
+}
+
+// dumpOutbound writes what differs from base, which is nil for everything.
+func dumpOutbound(b *strings.Builder, m *mesh.Model, o, base *mesh.Outbound, client string) {
+	if base == nil {
+		base = &mesh.Outbound{}
+	}
+	for _, svc := range base.Services {
+		if !slices.ContainsFunc(o.Services, func(s *mesh.Service) bool { return s.Host == svc.Host }) {
+			fmt.Fprintf(b, "no service %s\n", svc.Host)
+		}
+	}
+	for _, svc := range o.Services {
+		if slices.Contains(base.Services, svc) {
+			continue
+		}
+		fmt.Fprintf(b, "service %s (%s/%s)%s", svc.Host, svc.Namespace, svc.Name, list(" at", svc.Addresses))
+		if svc.Headless {
+			b.WriteString(" headless")
+		}
+		if svc.ExternalName != "" {
+			b.WriteString(" is " + string(svc.ExternalName))
+		}
+		b.WriteString(from(svc.Refs) + "\n")
+		for i, p := range svc.Ports {
+			fmt.Fprintf(b, "  port %d %q %s%s\n", p.Number, p.Name, p.Protocol, list(" as", p.Identities))
+			if at := list("at", p.Instances); at != "" {
+				b.WriteString("    mutual TLS " + at + "\n")
+			}
+			b.WriteString(says("    policy ", p.Policy))
+			dumpSet(b, m.Endpoints[mesh.EndpointKey{Host: svc.Host, Port: p.Number}])
+			for _, s := range svc.Subsets {
+				fmt.Fprintf(b, "    subset %s\n", s.Name)
+				b.WriteString(says("      policy ", s.Policies[i]))
+				of := ""
+				if o.Private[svc.Host] != "" {
+					of = client
+				}
+				dumpSet(b, m.Endpoints[mesh.EndpointKey{Host: svc.Host, Port: p.Number, Subset: s.Name, Of: of}])
+			}
+		}
+	}
+	for _, host := range slices.Sorted(maps.Keys(o.Routing)) {
+		if base.Routing[host] != o.Routing[host] {
+			fmt.Fprintf(b, "routes of %s: %s", host, says("", o.Routing[host]))
+		}
+	}
+	for _, r := range o.Routed {
+		if !slices.ContainsFunc(base.Routed, func(o mesh.RoutedHost) bool {
+			return o.Host == r.Host && o.By == r.By && slices.Equal(o.Ports, r.Ports)
+		}) {
+			fmt.Fprintf(b, "routes of %s on ports %v: %s", r.Host, r.Ports, says("", r.By))
+		}
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(o.ByLocality), func(a, b mesh.EndpointKey) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) }) {
+		if base.ByLocality[k] != o.ByLocality[k] {
+			fmt.Fprintf(b, "by locality %s:%d %s %s", k.Host, k.Port, k.Subset, says("", o.ByLocality[k]))
+		}
+	}
+}
+
+func dumpSet(b *strings.Builder, set *mesh.EndpointSet) {
+	if set == nil {
+		b.WriteString("    THERE IS NO ENDPOINT SET\n")
+		return
+	}
+	for _, e := range set.Endpoints {
+		b.WriteString("    " + endpoint(e) + "\n")
+	}
+	fmt.Fprintf(b, "    %s\n", strings.TrimSpace(from(set.Refs)))
+}
+
+// says writes what is not zero of a value, in one line; nothing for nil.
+func says(prefix string, v any) string {
+	if value := reflect.ValueOf(v); value.Kind() == reflect.Pointer && value.IsNil() {
+		return ""
+	}
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	var tree any
+	if err := json.Unmarshal(raw, &tree); err != nil {
+		panic(err)
+	}
+	if tree = withoutZeros(tree); tree == nil {
+		return prefix + "that says nothing else than zeros\n"
+	}
+	text, err := json.Marshal(tree)
+	if err != nil {
+		panic(err)
+	}
+	return prefix + string(text) + "\n"
+}
+
+func withoutZeros(v any) any {
+	switch t := v.(type) {
+	case map[string]any:
+		kept := map[string]any{}
+		for k, v := range t {
+			if v = withoutZeros(v); v != nil && k != "Refs" {
+				kept[k] = v
+			}
+		}
+		if len(kept) == 0 {
+			return nil
+		}
+		return kept
+	case []any:
+		if len(t) == 0 {
+			return nil
+		}
+		for i := range t {
+			t[i] = withoutZeros(t[i])
+		}
+	case string:
+		if t == "" {
+			return nil
+		}
+	case bool:
+		if !t {
+			return nil
+		}
+	case float64:
+		if t == 0 {
+			return nil
+		}
+	}
+	return v
 }
 
 func endpoint(e mesh.Endpoint) string {

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -48,7 +49,11 @@ func (w world) mode() *securityapi.PeerAuthentication_MutualTLS {
 
 // object is any object in any state; names repeat, so most are changes of one that exists.
 func (w world) object() any {
-	switch w.rand.IntN(12) {
+	switch w.rand.IntN(18) {
+	case 12, 13, 14:
+		return w.rule()
+	case 15, 16, 17:
+		return w.virtual()
 	case 0, 1:
 		return w.service()
 	case 2, 3, 4:
@@ -73,8 +78,77 @@ func (w world) object() any {
 	default:
 		return &corev1.ConfigMap{ObjectMeta: w.meta("istio-system", "istio"), Data: map[string]string{"mesh": pick(w,
 			"", "enableAutoMtls: false", "accessLogFile: /dev/stdout", "trustDomain: example.org",
-			`discoverySelectors: [{matchLabels: {mesh: "on"}}]`, "rootNamespace: a")}}
+			`discoverySelectors: [{matchLabels: {mesh: "on"}}]`, "rootNamespace: a", "defaultServiceExportTo: [\".\"]")}}
 	}
+}
+
+// istio is an object of Istio's API.
+func (w world) istio(kind, name string, spec map[string]any) *unstructured.Unstructured {
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "networking.istio.io/v1", "kind": kind, "spec": spec}}
+	meta := w.meta(w.namespaceName(), name)
+	o.SetNamespace(meta.Namespace)
+	o.SetName(name)
+	o.SetCreationTimestamp(meta.CreationTimestamp)
+	o.SetGeneration(int64(w.rand.IntN(3)))
+	return o
+}
+
+// host is that of a service, in some form, or of none.
+func (w world) host() string {
+	return pick(w, "s1", "s2", "s1.a.svc.cluster.local", "s2.b.svc.cluster.local", "*.a.svc.cluster.local", "*.local", "example.com", "*.example.com")
+}
+
+func (w world) policy() map[string]any {
+	return pick(w,
+		map[string]any{},
+		map[string]any{"loadBalancer": map[string]any{"simple": "ROUND_ROBIN"}},
+		map[string]any{"loadBalancer": map[string]any{"consistentHash": map[string]any{"httpHeaderName": "x-user"}}},
+		map[string]any{"outlierDetection": map[string]any{"consecutive5xxErrors": int64(3)}},
+		map[string]any{"portLevelSettings": []any{map[string]any{"port": map[string]any{"number": int64(90)}, "tls": map[string]any{"mode": "DISABLE"}}}},
+	)
+}
+
+func (w world) exportTo(spec map[string]any) map[string]any {
+	if to := pick(w, "", "", "*", ".", "a", "b"); to != "" {
+		spec["exportTo"] = []any{to}
+	}
+	return spec
+}
+
+func (w world) rule() *unstructured.Unstructured {
+	spec := map[string]any{"host": w.host(), "trafficPolicy": w.policy()}
+	if w.rand.IntN(2) == 0 {
+		spec["subsets"] = []any{
+			map[string]any{"name": pick(w, "v1", "v2"), "labels": map[string]any{"tier": pick(w, "front", "back")}, "trafficPolicy": w.policy()},
+			map[string]any{"name": "all"},
+		}
+	}
+	return w.istio("DestinationRule", pick(w, "r1", "r2", "r3"), w.exportTo(spec))
+}
+
+func (w world) virtual() *unstructured.Unstructured {
+	to := func() any {
+		d := map[string]any{"host": pick(w, "s1", "s2", "s1.a.svc.cluster.local", "nowhere")}
+		if w.rand.IntN(2) == 0 {
+			d["subset"] = pick(w, "v1", "all")
+		}
+		return map[string]any{"destination": d, "weight": int64(50)}
+	}
+	first := map[string]any{"match": []any{map[string]any{"uri": map[string]any{"prefix": "/" + pick(w, "a", "b")}}}, "route": []any{to()}}
+	if w.rand.IntN(3) == 0 {
+		first["match"] = []any{map[string]any{"sourceNamespace": pick(w, "a", "b")}}
+	}
+	if w.rand.IntN(4) == 0 {
+		delete(first, "route")
+		first["delegate"] = map[string]any{"name": "d", "namespace": pick(w, "a", "b")}
+	}
+	spec := map[string]any{"hosts": []any{w.host()}, "http": []any{first, map[string]any{"route": []any{to(), to()}}}}
+	if w.rand.IntN(4) == 0 {
+		delete(spec, "hosts")
+		spec["http"] = []any{map[string]any{"route": []any{to()}}}
+		return w.istio("VirtualService", "d", w.exportTo(spec))
+	}
+	return w.istio("VirtualService", pick(w, "v1", "v2", "v3"), w.exportTo(spec))
 }
 
 func (w world) service() *corev1.Service {
@@ -137,7 +211,7 @@ func TestIncrementalIsFromScratch(t *testing.T) {
 			next, problems := translate.Model(model, snap)
 			fresh, freshProblems := translate.Model(nil, snap)
 			if diff := cmp.Diff(dump(fresh, freshProblems), dump(next, problems)); diff != "" {
-				t.Fatalf("seed %d step %d: incremental (+) differs from from-scratch (-):\n%s", seed, step, diff)
+				t.Fatalf("seed %d step %d: incremental (+) differs from from-scratch (-):\n%s\n%s", seed, step, diff, dump(fresh, freshProblems))
 			}
 			if !reflect.DeepEqual(content(fresh), content(next)) {
 				t.Fatalf("seed %d step %d: incremental and from-scratch models differ in what the dump does not show", seed, step)
@@ -167,7 +241,7 @@ func change(t *testing.T, w world, b *index.Builder, objects map[string]any) {
 	t.Helper()
 	o := w.object()
 	meta := o.(metav1.Object)
-	key := fmt.Sprintf("%T %s/%s", o, meta.GetNamespace(), meta.GetName())
+	key := fmt.Sprintf("%T %s %s/%s", o, kindOf(o), meta.GetNamespace(), meta.GetName())
 	_, isConfig := o.(*corev1.ConfigMap) // its deletion keeps the last one, so there the past counts
 	if w.rand.IntN(4) == 0 && !isConfig {
 		delete(objects, key)
@@ -178,6 +252,13 @@ func change(t *testing.T, w world, b *index.Builder, objects map[string]any) {
 	}
 	objects[key] = o
 	set(t, b, o)
+}
+
+func kindOf(o any) string {
+	if u, ok := o.(*unstructured.Unstructured); ok {
+		return u.GetKind()
+	}
+	return ""
 }
 
 // content is a model without what differs between two that say the same.
@@ -209,6 +290,12 @@ func checkReuse(t *testing.T, before, after *mesh.Model) {
 	}
 	same("settings", before.Settings, after.Settings)
 	same("outbound", before.Outbound, after.Outbound)
+	for ns, o := range after.Outbounds {
+		same("outbound of "+ns, before.Outbounds[ns], o)
+	}
+	for host, v := range after.Outbound.Routing {
+		same(host, before.Outbound.Routing[host], v)
+	}
 	for k, v := range after.Endpoints {
 		same(k, before.Endpoints[k], v)
 	}

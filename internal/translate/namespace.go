@@ -27,6 +27,8 @@ type namespace struct {
 	nodes   *index.Table[*index.Node]
 
 	auth     authentication
+	rules    *rules
+	virtual  *virtualServices
 	services map[string]*servicePart // by name
 	pods     map[string]*podPart     // by name
 
@@ -60,6 +62,7 @@ type podPart struct {
 	workload *mesh.Workload
 	identity string // SPIFFE
 	sidecar  bool   // it says that a sidecar takes its mutual TLS
+	labels   *mesh.Labels
 	problems []diag.Problem
 }
 
@@ -98,7 +101,7 @@ func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *
 		prev = prev.stale()
 	}
 	n := &namespace{
-		source: ns, view: g.seen(ns), globals: g, nodes: nodes, auth: prev.auth, services: prev.services, pods: prev.pods,
+		source: ns, view: g.seen(ns), globals: g, nodes: nodes, auth: prev.auth, rules: prev.rules, virtual: prev.virtual, services: prev.services, pods: prev.pods,
 		serviceProblems: prev.serviceProblems, podProblems: prev.podProblems, resourceProblems: prev.resourceProblems, selected: prev.selected, inbounds: prev.inbounds,
 	}
 	if prev.source == nil || prev.view.PeerAuthentications != n.view.PeerAuthentications {
@@ -108,6 +111,7 @@ func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *
 	if prev.source == nil || !prev.view.SameResources(n.view) {
 		n.resourceProblems = resourceProblems(n.view)
 	}
+	n.readTraffic(prev)
 	pods, touched := n.translatePods(prev, moved)
 	return n, changes{n.translateServices(prev, moved, touched), pods}
 }
@@ -229,6 +233,11 @@ func (n *namespace) podPart(pod *index.Pod, prev *podPart, known map[string]*mes
 		identity: "spiffe://" + n.globals.mesh.settings.TrustDomain + "/ns/" + pod.Namespace + "/sa/" + pod.ServiceAccount,
 		sidecar:  pod.Labels[label.SecurityTlsMode.Name] == "istio",
 	}
+	if prev != nil && maps.Equal(prev.labels.Values, pod.Labels) {
+		part.labels = prev.labels
+	} else {
+		part.labels = &mesh.Labels{Values: pod.Labels}
+	}
 	in, problems := n.inbound(pod)
 	part.problems = problems
 	in = n.intern(in, known)
@@ -261,7 +270,7 @@ func (n *namespace) intern(in *mesh.Inbound, known map[string]*mesh.Inbound) *me
 // differs reports whether endpoints would show the pod otherwise than before.
 func (part *podPart) differs(prev *podPart) bool {
 	return prev == nil || part.workload != prev.workload || part.identity != prev.identity || part.sidecar != prev.sidecar ||
-		part.source.UID != prev.source.UID
+		part.labels != prev.labels || part.source.UID != prev.source.UID
 }
 
 // podLocality is that of the node, unless the pod's label says another: region, zone and subzone with dots or slashes

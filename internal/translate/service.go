@@ -19,12 +19,13 @@ type servicePart struct {
 	slices   []*index.EndpointSlice
 	service  *mesh.Service
 	sets     []*mesh.EndpointSet // one for each port of service, in the same order
+	to       audience
 	problems []diag.Problem
 }
 
 // servicePart translates one service; what comes out as it was before is taken from prev by pointer.
 func (n *namespace) servicePart(svc *index.Service, prev *servicePart) *servicePart {
-	part := &servicePart{source: svc, slices: n.view.SlicesOf(svc.Name)}
+	part := &servicePart{source: svc, slices: n.view.SlicesOf(svc.Name), to: serviceAudience(svc, n.globals.mesh.exportServices)}
 	part.service = &mesh.Service{
 		Host: n.host(svc.Name), Namespace: svc.Namespace, Name: svc.Name,
 		Addresses: svc.Addresses, Headless: svc.Headless, ExternalName: mesh.Host(svc.ExternalName),
@@ -36,12 +37,6 @@ func (n *namespace) servicePart(svc *index.Service, prev *servicePart) *serviceP
 		port := &mesh.ServicePort{Number: p.Number, Name: p.Name, Protocol: protocol(p)}
 		part.sets = append(part.sets, n.endpoints(part, port))
 		part.service.Ports = append(part.service.Ports, port)
-	}
-	if svc.ExportTo != "" && svc.ExportTo != "*" {
-		r := reader{object: svc.Ref()}
-		r.add(diag.UnsupportedField, diag.Warning, "metadata.annotations[networking.istio.io/exportTo]",
-			"this version does not carry it out: every namespace sees the service", "take it out, or leave it if that does no harm")
-		part.problems = r.problems
 	}
 	part.reuse(prev)
 	return part
@@ -129,6 +124,7 @@ func (n *namespace) endpoint(e index.Endpoint, port uint32) (mesh.Endpoint, bool
 	if !ok || e.PodUID != "" && e.PodUID != pod.source.UID {
 		return out, false
 	}
+	out.Labels = pod.labels
 	out.Workload, out.Locality, out.Identity = pod.workload.Key, pod.workload.Locality, pod.identity
 	out.MTLS = pod.sidecar && n.globals.mesh.autoMTLS && modeOf(pod.workload.Inbound, port) != mesh.Disabled
 	return out, e.State != index.NotReady

@@ -33,7 +33,9 @@ type meshWide struct {
 	autoMTLS bool
 	// selectors say which namespaces the mesh looks at; none for all.
 	selectors []labels.Selector
-	problems  []diag.Problem
+	// The audiences of objects that do not say their own.
+	exportServices, exportVirtual, exportRules []string
+	problems                                   []diag.Problem
 }
 
 // translateMeshConfig reads the mesh configuration; prev is its last result, which is given again when nothing it reads
@@ -61,6 +63,7 @@ func translateMeshConfig(prev *meshWide, snap *index.Snapshot) *meshWide {
 		out.settings.Refs = []ref.Ref{snap.Mesh.Ref}
 	}
 	out.selectors = c.selectors(values)
+	out.exportServices, out.exportVirtual, out.exportRules = values.GetDefaultServiceExportTo(), values.GetDefaultVirtualServiceExportTo(), values.GetDefaultDestinationRuleExportTo()
 	c.unsupported(values)
 	out.problems = c.problems
 	if prev != nil && reflect.DeepEqual(prev.settings, out.settings) {
@@ -169,7 +172,8 @@ func (r *reader) selectors(values *meshapi.MeshConfig) (selectors []labels.Selec
 
 // readElsewhere are the fields of MeshConfig that the code above, the injector, the agent or the CA reads.
 var readElsewhere = []protoreflect.Name{
-	"access_log_encoding", "access_log_file", "access_log_format", "connect_timeout", "default_config", "discovery_selectors",
+	"access_log_encoding", "access_log_file", "access_log_format", "connect_timeout", "default_config", "default_destination_rule_export_to",
+	"default_service_export_to", "default_virtual_service_export_to", "discovery_selectors",
 	"enable_auto_mtls", "enable_prometheus_merge", "outbound_traffic_policy", "root_namespace", "trust_domain",
 }
 
@@ -178,11 +182,8 @@ var harmless = map[protoreflect.Name]func(*meshapi.MeshConfig) bool{
 	"ingress_controller_mode": func(c *meshapi.MeshConfig) bool {
 		return c.GetIngressControllerMode() == meshapi.MeshConfig_OFF
 	},
-	"default_service_export_to":          func(c *meshapi.MeshConfig) bool { return everywhere(c.GetDefaultServiceExportTo()) },
-	"default_virtual_service_export_to":  func(c *meshapi.MeshConfig) bool { return everywhere(c.GetDefaultVirtualServiceExportTo()) },
-	"default_destination_rule_export_to": func(c *meshapi.MeshConfig) bool { return everywhere(c.GetDefaultDestinationRuleExportTo()) },
-	"proxy_listen_port":                  func(c *meshapi.MeshConfig) bool { return c.GetProxyListenPort() == 15001 },
-	"proxy_inbound_listen_port":          func(c *meshapi.MeshConfig) bool { return c.GetProxyInboundListenPort() == 15006 },
+	"proxy_listen_port":         func(c *meshapi.MeshConfig) bool { return c.GetProxyListenPort() == 15001 },
+	"proxy_inbound_listen_port": func(c *meshapi.MeshConfig) bool { return c.GetProxyInboundListenPort() == 15006 },
 	"default_providers": func(c *meshapi.MeshConfig) bool { // Prometheus' metrics are Envoy's own, merged by the agent
 		p := c.GetDefaultProviders()
 		return len(p.GetTracing()) == 0 && len(p.GetAccessLogging()) == 0 && slices.Equal(p.GetMetrics(), []string{"prometheus"})
@@ -194,8 +195,6 @@ var harmless = map[protoreflect.Name]func(*meshapi.MeshConfig) bool{
 	"ingress_service":  func(*meshapi.MeshConfig) bool { return true },
 	"ingress_selector": func(*meshapi.MeshConfig) bool { return true },
 }
-
-func everywhere(exportTo []string) bool { return slices.Equal(exportTo, []string{"*"}) }
 
 // unsupported names every other field that is set: it has no effect yet.
 func (r *reader) unsupported(values *meshapi.MeshConfig) {

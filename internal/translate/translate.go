@@ -26,6 +26,7 @@ type memo struct {
 	snapshot   *index.Snapshot
 	mesh       *meshWide
 	namespaces map[string]*namespace
+	traffic    *traffic
 	problems   []diag.Problem
 }
 
@@ -49,7 +50,7 @@ func Model(prev *mesh.Model, snap *index.Snapshot) (*mesh.Model, []diag.Problem)
 	}
 	is, changed := translate(was, snap)
 	next := is.assemble(was, prev, changed)
-	if kept != nil && next.Settings == prev.Settings && next.Outbound == prev.Outbound && sameMap(next.Endpoints, prev.Endpoints) &&
+	if kept != nil && next.Settings == prev.Settings && next.Outbound == prev.Outbound && sameMap(next.Outbounds, prev.Outbounds) && sameMap(next.Endpoints, prev.Endpoints) &&
 		sameMap(next.Workloads, prev.Workloads) {
 		kept.latest.Store(is)
 		return prev, slices.Clone(is.problems)
@@ -75,7 +76,7 @@ func translate(was *memo, snap *index.Snapshot) (is *memo, changed map[string]ch
 		if is.namespaces[ns.Name] = n; n != before {
 			changed[ns.Name] = what
 		}
-		for _, more := range [][]diag.Problem{n.auth.problems, n.serviceProblems, n.podProblems, n.resourceProblems} {
+		for _, more := range [][]diag.Problem{n.auth.problems, n.serviceProblems, n.podProblems, n.resourceProblems, n.rules.problems, n.virtual.problems} {
 			problems = append(problems, more...)
 		}
 	}
@@ -84,7 +85,8 @@ func translate(was *memo, snap *index.Snapshot) (is *memo, changed map[string]ch
 			changed[name] = before.all()
 		}
 	}
-	is.problems = sorted(problems)
+	is.traffic = translateTraffic(is, was, changed)
+	is.problems = sorted(append(problems, is.traffic.problems...))
 	return is, changed
 }
 
@@ -103,13 +105,11 @@ func compareProblems(a, b diag.Problem) int {
 func (is *memo) assemble(was *memo, prev *mesh.Model, changed map[string]changes) *mesh.Model {
 	endpoints := patch[mesh.EndpointKey, *mesh.EndpointSet]{base: prev.Endpoints}
 	workloads := patch[mesh.WorkloadKey, *mesh.Workload]{base: prev.Workloads}
-	outbound := prev.Outbound == nil
 	none := &namespace{}
 	for name, what := range changed {
 		before, after := cmp.Or(was.namespaces[name], none), cmp.Or(is.namespaces[name], none)
 		for service := range what.services {
 			old, part := cmp.Or(before.services[service], noService), cmp.Or(after.services[service], noService)
-			outbound = outbound || old.service != part.service
 			for _, set := range old.sets {
 				endpoints.remove(set.Key)
 			}
@@ -125,29 +125,26 @@ func (is *memo) assemble(was *memo, prev *mesh.Model, changed map[string]changes
 			}
 		}
 	}
-	next := &mesh.Model{
-		Settings: is.mesh.settings, Outbound: prev.Outbound,
+	if was.traffic != is.traffic {
+		before := map[mesh.EndpointKey]subsetSet{}
+		if was.traffic != nil {
+			before = was.traffic.sets
+		}
+		for key := range before {
+			endpoints.remove(key)
+		}
+		for key, s := range is.traffic.sets {
+			endpoints.set(key, s.set)
+		}
+	}
+	return &mesh.Model{
+		Settings: is.mesh.settings, Outbound: is.traffic.outbound, Outbounds: is.traffic.outbounds,
 		Endpoints: endpoints.result(), Workloads: workloads.result(),
 	}
-	if outbound {
-		next.Outbound = is.outbound()
-	}
-	return next
 }
 
 // noService is what stands for a service that is not there.
 var noService = &servicePart{}
-
-func (is *memo) outbound() *mesh.Outbound {
-	out := &mesh.Outbound{}
-	for _, n := range is.namespaces {
-		for _, part := range n.services {
-			out.Services = append(out.Services, part.service)
-		}
-	}
-	slices.SortFunc(out.Services, func(a, b *mesh.Service) int { return strings.Compare(string(a.Host), string(b.Host)) })
-	return out
-}
 
 // patch is a map with changes, which copies the map it began with once there is a change.
 type patch[K comparable, V comparable] struct {

@@ -9,7 +9,9 @@ import (
 
 // served are the kinds of Istio's API that this version carries out. An object of another kind is refused aloud: it has no effect,
 // and its owner is told so.
-var served = map[index.Kind]bool{index.PeerAuthentications: true}
+var served = map[index.Kind]bool{
+	index.DestinationRules: true, index.PeerAuthentications: true, index.VirtualServices: true,
+}
 
 // resourceProblems are what is wrong with the objects of Istio's API of one namespace, each looked at alone.
 func resourceProblems(ns *index.Namespace) (problems []diag.Problem) {

@@ -171,8 +171,11 @@ func (s *sidecar) set(m *mesh.Model, pod string) {
 	next := map[string]map[string]xds.Resource{
 		xds.ClusterType: named(config.Clusters), xds.ListenerType: named(config.Listeners), xds.RouteType: named(config.Routes), xds.EndpointType: {},
 	}
-	for _, set := range m.Endpoints {
-		r, err := xds.LoadAssignment(set)
+	for key, set := range m.Endpoints {
+		if v.Endpoints(key) != set {
+			continue // that of other clients
+		}
+		r, err := xds.LoadAssignment(set, v.ByLocality(key), v.Traits.Locality)
 		if err != nil {
 			s.t.Fatal(err)
 		}

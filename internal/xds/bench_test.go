@@ -56,7 +56,7 @@ func BenchmarkLoadAssignment(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := xds.LoadAssignment(set); err != nil {
+		if _, err := xds.LoadAssignment(set, nil, mesh.Locality{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 // LoadAssignment gives the endpoints of one service port, under the name of its cluster and grouped by locality. It is the
-// same for every view that may see the port.
-func LoadAssignment(set *mesh.EndpointSet) (Resource, error) {
+// same for every view that may see the port, unless by is not nil: then it is for clients of one locality.
+func LoadAssignment(set *mesh.EndpointSet, by *mesh.LocalityBalancing, client mesh.Locality) (Resource, error) {
 	name := ClusterName(set.Key)
 	assignment := &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	tls := envoy.TLSEndpoint()
@@ -42,6 +42,9 @@ func LoadAssignment(set *mesh.EndpointSet) (Resource, error) {
 		x, y := a.GetLocality(), b.GetLocality()
 		return cmp.Or(cmp.Compare(x.GetRegion(), y.GetRegion()), cmp.Compare(x.GetZone(), y.GetZone()), cmp.Compare(x.GetSubZone(), y.GetSubZone()))
 	})
+	if by != nil {
+		assignment.Endpoints = balanced(assignment.Endpoints, by, client)
+	}
 	body, err := envoy.Marshal(assignment)
 	if err != nil {
 		return Resource{}, fmt.Errorf("marshal endpoints of %s: %w", name, err)

@@ -5,10 +5,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+	"weak"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -28,10 +30,11 @@ func Generate(v scope.View) (*Config, error) { return new(Generator).Generate(v)
 // resources. What it returns is what Generate returns. The zero Generator is ready; it may be used concurrently.
 type Generator struct {
 	mu     sync.Mutex
-	shared []*outbound // the last used first
+	recent []*outbound                            // the last used first
+	all    map[outboundKey]weak.Pointer[outbound] // that somebody still has
 }
 
-// keptOutbounds is how many models' outbound parts a Generator remembers: the current one for each kind of proxy (Traits),
+// keptOutbounds is how many models' outbound parts a Generator remembers that nobody has: the current one for each kind of proxy (Traits),
 // and the one before, which proxies may still be asking for.
 const keptOutbounds = 8
 
@@ -57,6 +60,7 @@ func (g *Generator) Generate(v scope.View) (*Config, error) {
 		Listeners: merge(out.listeners, in.listeners),
 		Routes:    routes,
 		Hosts:     hosts,
+		Shared:    out,
 	}, nil
 }
 
@@ -66,26 +70,37 @@ func (g *Generator) outbound(v scope.View) (*outbound, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	key := outboundKey{build{v.Settings, v.Traits}, v.Outbound}
-	var before *outbound
-	for i, o := range g.shared {
-		if o.key == key {
-			copy(g.shared[1:i+1], g.shared[:i])
-			g.shared[0] = o
-			return o, nil
+	key.traits.Locality = mesh.Locality{} // counts for endpoints only
+	o := g.all[key].Value()
+	if o == nil {
+		var err error
+		if o, err = newOutbound(key, g.like(key)); err != nil {
+			return nil, err
 		}
-		if before == nil && o.key.build == key.build {
-			before = o
+		if g.all == nil {
+			g.all = map[outboundKey]weak.Pointer[outbound]{}
 		}
+		maps.DeleteFunc(g.all, func(_ outboundKey, p weak.Pointer[outbound]) bool { return p.Value() == nil })
+		g.all[key] = weak.Make(o)
 	}
-	o, err := newOutbound(key, before)
-	if err != nil {
-		return nil, err
+	if i := slices.Index(g.recent, o); i >= 0 {
+		g.recent = slices.Delete(g.recent, i, i+1)
 	}
-	g.shared = slices.Insert(g.shared, 0, o)
-	if len(g.shared) > keptOutbounds {
-		g.shared = slices.Delete(g.shared, keptOutbounds, len(g.shared))
+	g.recent = slices.Insert(g.recent, 0, o)
+	if len(g.recent) > keptOutbounds {
+		g.recent = slices.Delete(g.recent, keptOutbounds, len(g.recent))
 	}
 	return o, nil
+}
+
+// like finds the part that has most in common with one that is to be made.
+func (g *Generator) like(key outboundKey) *outbound {
+	for _, o := range g.recent {
+		if o.key.build == key.build {
+			return o
+		}
+	}
+	return nil
 }
 
 // build is what every resource may depend on besides its own service or port.

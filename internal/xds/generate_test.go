@@ -216,6 +216,7 @@ func TestClusterNames(t *testing.T) {
 	for name, want := range map[string]mesh.EndpointKey{
 		"outbound|80||web.shop.svc.cluster.local": {Host: "web.shop.svc.cluster.local", Port: 80},
 		"outbound|65535||x":                       {Host: "x", Port: 65535},
+		"outbound|80|v1|web":                      {Host: "web", Port: 80, Subset: "v1"},
 	} {
 		if got, ok := xds.ParseClusterName(name); !ok || got != want {
 			t.Errorf("%s: %v, %v", name, got, ok)
@@ -225,8 +226,8 @@ func TestClusterNames(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"", "PassthroughCluster", "inbound|80||", "outbound|80|v1|web", "outbound|80||", "outbound|080||web", "outbound|+80||web",
-		"outbound|65536||web", "outbound|-1||web", "outbound|80||web|x", "outbound|||web",
+		"", "PassthroughCluster", "inbound|80||", "outbound|80|v1", "outbound|80||", "outbound|080||web", "outbound|+80||web",
+		"outbound|65536||web", "outbound|80|v1|", "outbound|80|v1|web|x", "outbound|-1||web", "outbound|80||web|x", "outbound|||web",
 	} {
 		if got, ok := xds.ParseClusterName(name); ok {
 			t.Errorf("%q is taken for %v", name, got)

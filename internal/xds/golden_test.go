@@ -150,7 +150,7 @@ func golden(t *testing.T, file string) {
 	}
 	byType := map[string][]xds.Resource{"cluster": config.Clusters, "listener": config.Listeners, "route": config.Routes}
 	for _, set := range w.endpoints {
-		r, err := xds.LoadAssignment(set)
+		r, err := xds.LoadAssignment(set, nil, mesh.Locality{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,6 +27,7 @@ type outbound struct {
 	listeners []Resource // sorted by name
 	services  map[*mesh.Service]*serviceResources
 	ports     []*httpPort // sorted by number
+	routed    sync.Map    // hostForm → as serviceResources.hosts, of services with a VirtualService
 
 	mu     sync.Mutex
 	routes map[routeKey]routeForm
@@ -65,6 +66,14 @@ func newOutbound(key outboundKey, before *outbound) (*outbound, error) {
 			o.clusters = append(o.clusters, made.clusters...)
 			o.listeners = append(o.listeners, made.listeners...)
 		}
+	}
+	if before != nil && len(key.outbound.Routing) > 0 {
+		before.routed.Range(func(k, v any) bool {
+			if form := k.(hostForm); o.services[form.service] != nil && key.outbound.Routing[form.service.Host] == form.by {
+				o.routed.Store(k, v)
+			}
+			return true
+		})
 	}
 	o.ports = key.httpPorts(key.outbound, named)
 	if err := o.addFixed(); err != nil {
@@ -157,24 +166,30 @@ func (b build) wildcard(p *httpPort) (Resource, error) {
 	return r, err
 }
 
-// generateService makes the clusters of a service and the listeners of its TCP ports.
+// generateService makes the clusters of a service and its subsets, and the listeners of its TCP ports.
 func generateService(b build, svc *mesh.Service) (*serviceResources, error) {
 	made := &serviceResources{}
-	for _, p := range svc.Ports {
-		c := b.cluster(svc, p)
+	for i, p := range svc.Ports {
+		c := b.cluster(svc, p, "", p.Policy)
 		if c == nil {
 			continue
 		}
-		r, err := b.resource(c.GetName(), c, svc.Refs)
-		if err != nil {
-			return nil, err
+		all := []*clusterv3.Cluster{c}
+		for _, s := range svc.Subsets {
+			all = append(all, b.cluster(svc, p, s.Name, s.Policies[i]))
 		}
-		made.clusters = append(made.clusters, r)
+		for _, c := range all {
+			r, err := b.resource(c.GetName(), c, svc.Refs)
+			if err != nil {
+				return nil, err
+			}
+			made.clusters = append(made.clusters, r)
+		}
 		for _, at := range tcpAddresses(svc, p) {
 			if !b.reaches(at.Addr()) {
 				continue
 			}
-			r, err := b.exact(at, c.GetName(), svc.Refs)
+			r, err := b.exact(at, c.GetName(), p.Policy, svc.Refs)
 			if err != nil {
 				return nil, err
 			}
@@ -206,37 +221,68 @@ func tcpAddresses(svc *mesh.Service, p *mesh.ServicePort) []netip.AddrPort {
 }
 
 // exact takes TCP to one address and port. It reads nothing before it connects, so server-first protocols work.
-func (b build) exact(at netip.AddrPort, cluster string, refs []ref.Ref) (Resource, error) {
+func (b build) exact(at netip.AddrPort, cluster string, policy *mesh.TrafficPolicy, refs []ref.Ref) (Resource, error) {
 	name := exactListenerName(at.Addr(), uint32(at.Port()))
 	l := envoy.OutboundExact(name, at)
-	l.FilterChains = []*listenerv3.FilterChain{envoy.Chain(name, nil, envoy.TCPProxy(cluster, cluster, b.accessLog().Loggers()), nil)}
+	l.FilterChains = []*listenerv3.FilterChain{envoy.Chain(name, nil, envoy.ServiceTCP(cluster, policy, b.accessLog().Loggers()), nil)}
 	return b.resource(name, l, refs)
 }
 
-// cluster is that of one service port, or nil when there is nothing that it would be used for.
-func (b build) cluster(svc *mesh.Service, p *mesh.ServicePort) *clusterv3.Cluster {
-	key := mesh.EndpointKey{Host: svc.Host, Port: p.Number}
+// cluster is that of one service port, or of a subset of its endpoints, or nil when there is nothing that it would be used for.
+func (b build) cluster(svc *mesh.Service, p *mesh.ServicePort, subset string, policy *mesh.TrafficPolicy) *clusterv3.Cluster {
+	key := mesh.EndpointKey{Host: svc.Host, Port: p.Number, Subset: subset}
 	name, protocol := ClusterName(key), upstreamProtocol(p.Protocol)
-	tls := envoy.UpstreamTLS{
-		SNI: sni(key), Identities: p.Identities, TrustDomain: b.settings.TrustDomain, HTTP2: p.Protocol == mesh.HTTP2,
-	}
+	passthrough := policy != nil && policy.Balancer.Kind == mesh.Passthrough
+	var c *clusterv3.Cluster
+	always := false // only listeners of addresses that take mutual TLS lead here
 	switch {
 	case svc.ExternalName != "" && !p.Protocol.IsHTTP():
 		return nil // only the address says where a TCP connection goes, and the name's addresses are not known here
 	case svc.ExternalName != "":
-		return envoy.DNSCluster(name, b.connectTimeout(), protocol,
-			envoy.DNSTarget{Name: string(svc.ExternalName), Port: p.Number, Families: b.families()})
+		c = envoy.DNSCluster(name, b.connectTimeout(), protocol, envoy.DNSTarget{Name: string(svc.ExternalName), Port: p.Number, Families: b.families()})
 	case svc.Headless && !p.Protocol.IsHTTP():
-		c := envoy.OriginalDestination(name, b.connectTimeout(), protocol)
-		c.TransportSocket = tls.Socket() // only listeners of addresses that take it lead here
-		return c
+		c, always = envoy.OriginalDestination(name, b.connectTimeout(), protocol), true
+	case passthrough:
+		c = envoy.OriginalDestination(name, b.connectTimeout(), protocol)
+	default:
+		c = envoy.EDSCluster(name, b.connectTimeout(), protocol)
+		if svc.Headless {
+			envoy.PodRouting(c)
+		}
 	}
-	c := envoy.EDSCluster(name, b.connectTimeout(), protocol)
-	if svc.Headless {
-		envoy.PodRouting(c)
+	b.secure(c, key, p, policy, svc.ExternalName == "" && !passthrough, always)
+	envoy.ApplyPolicy(c, policy, protocol)
+	if policy != nil {
+		envoy.ProxyProtocol(c, policy.ProxyProtocol)
 	}
-	envoy.AutoMTLS(c, tls)
 	return c
+}
+
+// secure sets the TLS of a cluster: as its policy says, or, without one, the mesh's own to the endpoints that take it, or always.
+func (b build) secure(c *clusterv3.Cluster, key mesh.EndpointKey, p *mesh.ServicePort, policy *mesh.TrafficPolicy, auto, always bool) {
+	tls := envoy.UpstreamTLS{SNI: sni(key), Identities: p.Identities, TrustDomain: b.settings.TrustDomain, HTTP2: p.Protocol == mesh.HTTP2}
+	if policy != nil && policy.TLS != nil {
+		switch t := policy.TLS; t.Mode {
+		case mesh.PlainText:
+		case mesh.SimpleTLS, mesh.MutualTLS:
+			c.TransportSocket = envoy.Origination(t, p.Protocol == mesh.HTTP2)
+		case mesh.MeshTLS:
+			if t.SNI != "" {
+				tls.SNI = t.SNI
+			}
+			if len(t.Names) > 0 {
+				tls.Identities = t.Names
+			}
+			c.TransportSocket = tls.Socket()
+		}
+		return
+	}
+	switch {
+	case always:
+		c.TransportSocket = tls.Socket()
+	case auto:
+		envoy.AutoMTLS(c, tls)
+	}
 }
 
 func upstreamProtocol(p mesh.Protocol) envoy.UpstreamProtocol {

@@ -19,8 +19,9 @@ import (
 // httpPort is one port number that at least one service uses for HTTP.
 type httpPort struct {
 	number   uint32
-	targets  []target // sorted by host
-	headless bool     // one of them is headless
+	targets  []target          // sorted by host
+	routed   []mesh.RoutedHost // hosts beyond services, sorted
+	headless bool              // one of them is headless
 	refs     []ref.Ref
 	// namespaces are those of the targets and their aliases: only proxies in them know a target by a short name.
 	namespaces map[string]bool
@@ -79,12 +80,19 @@ func (b build) httpPorts(o *mesh.Outbound, named map[mesh.Host]*mesh.Service) []
 			if !p.Protocol.IsHTTP() || slices.Contains(reserved, p.Number) {
 				continue
 			}
-			h := ports[p.Number]
-			if h == nil {
-				h = &httpPort{number: p.Number, namespaces: map[string]bool{}}
-				ports[p.Number] = h
-			}
+			h := portOf(ports, p.Number)
 			h.add(target{svc, aliases[svc]})
+			if vs := o.Routing[svc.Host]; vs != nil {
+				h.refs = append(h.refs, vs.Refs...)
+			}
+		}
+	}
+	for _, r := range o.Routed {
+		for _, number := range r.Ports {
+			if !slices.Contains(reserved, number) {
+				h := portOf(ports, number)
+				h.routed, h.refs = append(h.routed, r), append(h.refs, r.By.Refs...)
+			}
 		}
 	}
 	sorted := slices.SortedFunc(maps.Values(ports), func(a, b *httpPort) int { return cmp.Compare(a.number, b.number) })
@@ -92,6 +100,15 @@ func (b build) httpPorts(o *mesh.Outbound, named map[mesh.Host]*mesh.Service) []
 		h.refs = b.refs(h.refs)
 	}
 	return sorted
+}
+
+func portOf(ports map[uint32]*httpPort, number uint32) *httpPort {
+	h := ports[number]
+	if h == nil {
+		h = &httpPort{number: number, namespaces: map[string]bool{}}
+		ports[number] = h
+	}
+	return h
 }
 
 func (h *httpPort) add(t target) {
@@ -233,33 +250,70 @@ func (o *outbound) virtualHosts(p *httpPort, namespace string) (all []madeHosts,
 		complete = true
 		d := o.key.domainsOf(t, namespace)
 		d.own, d.pods = append([]string{string(t.service.Host)}, free(d.own)...), free(d.pods)
-		made, form := o.services[t.service], hostForm{p.number, t.service.Namespace == namespace}
-		if known, ok := made.hosts.Load(form); ok && complete && len(t.aliases) == 0 {
-			all = append(all, known.(madeHosts))
+		vs := o.key.outbound.Routing[t.service.Host]
+		known, form := &o.services[t.service].hosts, hostForm{t.service, vs, p.number, t.service.Namespace == namespace}
+		if vs != nil {
+			known = &o.routed
+		}
+		if made, ok := known.Load(form); ok && complete && len(t.aliases) == 0 {
+			all = append(all, made.(madeHosts))
 			continue
 		}
-		hosts, err := o.key.hosts(port(p.number), t.refs(), virtualHostsOf(t.service, p.number, d)...)
+		refs := t.refs()
+		if vs != nil {
+			refs = append(refs, vs.Refs...)
+		}
+		hosts, err := o.key.hosts(port(p.number), refs, virtualHostsOf(t.service, p.number, d, vs)...)
 		if err != nil {
 			return nil, err
 		}
 		if complete && len(t.aliases) == 0 {
-			made.hosts.Store(form, hosts)
+			known.Store(form, hosts)
+		}
+		all = append(all, hosts)
+	}
+	for _, r := range p.routed {
+		names := free([]string{string(r.Host), string(r.Host) + "."})
+		if strings.HasPrefix(string(r.Host), "*") {
+			names = names[:min(1, len(names))] // Envoy knows no wildcard with a dot at its end
+		}
+		host := envoy.VirtualHost(fmt.Sprintf("%s:%d", r.Host, p.number), names, r.By, p.number, clusterOn(p.number))
+		if len(names) == 0 || len(host.GetRoutes()) == 0 {
+			continue
+		}
+		hosts, err := o.key.hosts(port(p.number), r.By.Refs, host)
+		if err != nil {
+			return nil, err
 		}
 		all = append(all, hosts)
 	}
 	return all, nil
 }
 
-// hostForm names the virtual hosts of a service that has all of its names and no alias.
-type hostForm struct {
-	port uint32
-	own  bool // as a proxy in the service's own namespace sees it
+// clusterOn names the clusters of destinations as requests to one port see them.
+func clusterOn(number uint32) func(mesh.Destination) string {
+	return func(d mesh.Destination) string {
+		return ClusterName(mesh.EndpointKey{Host: d.Host, Port: cmp.Or(d.Port, number), Subset: d.Subset})
+	}
 }
 
-func virtualHostsOf(svc *mesh.Service, number uint32, d domains) []*routev3.VirtualHost {
+// hostForm names the virtual hosts of a service that has all of its names and no alias.
+type hostForm struct {
+	service *mesh.Service
+	by      *mesh.VirtualService // nil for none
+	port    uint32
+	own     bool // as a proxy in the service's own namespace sees it
+}
+
+func virtualHostsOf(svc *mesh.Service, number uint32, d domains, vs *mesh.VirtualService) []*routev3.VirtualHost {
 	name := fmt.Sprintf("%s:%d", svc.Host, number)
 	cluster := ClusterName(mesh.EndpointKey{Host: svc.Host, Port: number})
-	hosts := []*routev3.VirtualHost{envoy.ServiceHost(name, d.own, cluster)}
+	hosts := []*routev3.VirtualHost{envoy.ServiceHost(name, d.own, cluster, hashOf(svc, number))}
+	if vs != nil {
+		if routed := envoy.VirtualHost(name, d.own, vs, number, clusterOn(number)); len(routed.GetRoutes()) > 0 { // some are for other ports only
+			hosts[0] = routed
+		}
+	}
 	if len(d.pods) > 0 {
 		hosts = append(hosts, envoy.PodHost("*."+name, d.pods, cluster))
 	}
@@ -273,6 +327,15 @@ func (t target) refs() []ref.Ref {
 		refs = append(refs, a.Refs...)
 	}
 	return refs
+}
+
+func hashOf(svc *mesh.Service, number uint32) *mesh.Hash {
+	for _, p := range svc.Ports {
+		if p.Number == number && p.Policy != nil {
+			return p.Policy.Balancer.Hash
+		}
+	}
+	return nil
 }
 
 // domains are the names of a target: its own but for the host itself, and those of its pods.

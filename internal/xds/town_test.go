@@ -10,6 +10,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +32,59 @@ type town struct {
 	mode                     mesh.Mode
 	change                   func(*mesh.Model)
 	serverIdentity, identity string
+	app                      application
+	appCA                    *authority // of the server's own TLS
+}
+
+// application is what the server's pod runs, as the requests ask it to behave: X-Status says how to answer, X-Fail-At at which address to
+// answer with 500, X-Block to wait until released.
+type application struct {
+	mu      sync.Mutex
+	seen    []reply
+	release chan struct{} // closed to let go what blocks
+}
+
+// handle reports whether it has answered.
+func (a *application) handle(rw http.ResponseWriter, r *http.Request, local string) bool {
+	a.mu.Lock()
+	a.seen = append(a.seen, reply{Host: r.Host, Path: r.URL.Path, Local: local, Header: r.Header})
+	release := a.release
+	a.mu.Unlock()
+	if r.Header.Get("X-Block") != "" && release != nil {
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	}
+	status, _ := strconv.Atoi(r.Header.Get("X-Status"))
+	if at := r.Header.Get("X-Fail-At"); at != "" && strings.HasPrefix(local, at+":") {
+		status = http.StatusInternalServerError
+	}
+	if status != 0 {
+		rw.WriteHeader(status)
+	}
+	return status != 0
+}
+
+// requests are those whose path is given, since the test began.
+func (a *application) requests(path string) (found []reply) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.seen {
+		if r.Path == path {
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
+// block makes requests with X-Block wait until the function that it gives is called.
+func (a *application) block() (release func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	gate := make(chan struct{})
+	a.release = gate
+	return sync.OnceFunc(func() { close(gate) })
 }
 
 const greeting = "220 server speaks first\n"
@@ -69,18 +125,29 @@ func (w *town) serveApps(host string) {
 			return
 		}
 		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		_ = json.NewEncoder(rw).Encode(reply{Proto: r.Proto, Host: r.Host, Path: r.URL.Path, Local: local.String(), Remote: r.RemoteAddr, Header: r.Header})
+		if w.app.handle(rw, r, local.String()) {
+			return
+		}
+		seen := reply{Proto: r.Proto, Host: r.Host, Path: r.URL.Path, Local: local.String(), Remote: r.RemoteAddr, Header: r.Header}
+		if r.TLS != nil {
+			seen.TLS = r.TLS.ServerName
+			for _, c := range r.TLS.PeerCertificates {
+				seen.ClientName = c.URIs[0].String()
+			}
+		}
+		_ = json.NewEncoder(rw).Encode(seen)
 	})}
 	for _, address := range []string{":8080", ":7070"} {
 		l := w.serverNet.listen(host + address)
 		go func() { _ = echo.Serve(l) }()
 	}
-	certificate, key := newAuthority(w.t).sign(w.t, "https://the.application")
+	w.appCA = newAuthority(w.t)
+	certificate, key := w.appCA.sign(w.t, "https://the.application")
 	pair, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	secure := tls.NewListener(w.serverNet.listen(host+":8443"), &tls.Config{Certificates: []tls.Certificate{pair}})
+	secure := tls.NewListener(w.serverNet.listen(host+":8443"), &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert})
 	go func() { _ = echo.Serve(secure) }()
 	for _, address := range []string{":3306", ":5432", ":3307"} {
 		l := w.serverNet.listen(host + address)
@@ -104,6 +171,7 @@ func (w *town) serveApps(host string) {
 // reply is what the application saw of a request.
 type reply struct {
 	Proto, Host, Path, Local, Remote string
+	TLS, ClientName                  string // what the client said, where the connection is TLS of the application's own
 	Header                           http.Header
 }
 

@@ -34,6 +34,8 @@ type Config struct {
 	// Hosts has the virtual hosts of those Routes that do not hold theirs, by the route configuration's name. Views that have
 	// them in common share the pointer.
 	Hosts map[string]*Hosts
+	// Shared is what the view has in common with others. Who keeps it while the view is in use saves the work of making it again.
+	Shared any
 }
 
 // Hosts are all virtual hosts of a route configuration, at least one. Each is named ROUTE/NAME, which is also the name that its

@@ -6,6 +6,8 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -64,6 +66,9 @@ func (h HTTPManager) Filter() *listenerv3.Filter {
 		m.HttpFilters = append(m.HttpFilters,
 			httpFilter(headerMutation, &headermutationv3.HeaderMutation{}), httpFilter(headerToMetadata, &headertometadatav3.Config{}))
 	}
+	if !h.Inbound { // they do nothing but where a route says so; to add them when the first one does would drain connections
+		m.HttpFilters = append(m.HttpFilters, httpFilter(faultFilter, &faultv3.HTTPFault{}), httpFilter(corsFilter, &corsv3.Cors{}))
+	}
 	m.HttpFilters = append(m.HttpFilters, router())
 	return networkFilter("envoy.filters.network.http_connection_manager", m)
 }
@@ -71,6 +76,8 @@ func (h HTTPManager) Filter() *listenerv3.Filter {
 const (
 	headerMutation   = "envoy.filters.http.header_mutation"
 	headerToMetadata = "envoy.filters.http.header_to_metadata"
+	faultFilter      = "envoy.filters.http.fault"
+	corsFilter       = "envoy.filters.http.cors"
 )
 
 func router() *hcmv3.HttpFilter { return httpFilter("envoy.filters.http.router", &routerv3.Router{}) }

@@ -14,6 +14,8 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/selvage-mesh/selvage/internal/mesh"
 )
 
 // Transport protocols, as Envoy's TLS inspector names them.
@@ -125,6 +127,21 @@ func TCPProxy(statPrefix, cluster string, logs []*accesslogv3.AccessLog) *listen
 		ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: cluster},
 		AccessLog:        logs,
 	})
+}
+
+// ServiceTCP is TCPProxy for a service port with a policy, which may be nil.
+func ServiceTCP(cluster string, p *mesh.TrafficPolicy, logs []*accesslogv3.AccessLog) *listenerv3.Filter {
+	if p == nil {
+		return TCPProxy(cluster, cluster, logs)
+	}
+	t := &tcpv3.TcpProxy{
+		StatPrefix: StatName(cluster), ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
+		IdleTimeout: optional(p.Connections.TCPIdle), MaxDownstreamConnectionDuration: optional(p.Connections.MaxDuration),
+	}
+	if h := p.Balancer.Hash; h != nil && h.SourceIP {
+		t.HashPolicy = []*typev3.HashPolicy{{PolicySpecifier: &typev3.HashPolicy_SourceIp_{SourceIp: &typev3.HashPolicy_SourceIp{}}}}
+	}
+	return networkFilter("envoy.filters.network.tcp_proxy", t)
 }
 
 func networkFilter(name string, config proto.Message) *listenerv3.Filter {

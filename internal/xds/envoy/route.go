@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/selvage-mesh/selvage/internal/mesh"
 )
 
 // ServiceRoutes are the routes of one outbound port, without their virtual hosts. Of those Envoy takes the one with the most
@@ -36,11 +38,10 @@ func HostDiscovery() *routev3.Vhds {
 
 // ServiceHost is the virtual host of one service port: every request goes to its cluster, and is repeated, at another
 // endpoint if there is one, when it did not reach the workload or the workload refused to handle it.
-func ServiceHost(name string, domains []string, cluster string) *routev3.VirtualHost {
-	return &routev3.VirtualHost{
-		Name: name, Domains: domains, IncludeRequestAttemptCount: true,
-		Routes: []*routev3.Route{toCluster("default", cluster, defaultRetry)},
-	}
+func ServiceHost(name string, domains []string, cluster string, hash *mesh.Hash) *routev3.VirtualHost {
+	route := toCluster("default", cluster, defaultRetry)
+	route.GetRoute().HashPolicy = hashPolicy(hash)
+	return &routev3.VirtualHost{Name: name, Domains: domains, IncludeRequestAttemptCount: true, Routes: []*routev3.Route{route}}
 }
 
 // PodHost is the virtual host for the pods of a headless service port: each request goes to the pod that the client connected
@@ -87,19 +88,23 @@ func PodRouting(c *clusterv3.Cluster) {
 	c.LoadBalancingPolicy = podRouting
 }
 
-var podRouting = balancing("envoy.load_balancing_policies.override_host", &overridehostv3.OverrideHost{
-	OverrideHostSources: []*overridehostv3.OverrideHost_OverrideHostSource{{Metadata: &metadatav3.MetadataKey{
-		Key:  podNamespace,
-		Path: []*metadatav3.MetadataKey_PathSegment{{Segment: &metadatav3.MetadataKey_PathSegment_Key{Key: podAddress}}},
-	}}},
-	FallbackPolicy: balancing("envoy.load_balancing_policies.subset", &subsetv3.Subset{
-		FallbackPolicy: subsetv3.Subset_ANY_ENDPOINT,
-		SubsetSelectors: []*subsetv3.Subset_LbSubsetSelector{{
-			Keys: []string{podAddress}, FallbackPolicy: subsetv3.Subset_LbSubsetSelector_NO_FALLBACK,
-		}},
-		SubsetLbPolicy: balancing("envoy.load_balancing_policies.least_request", &leastrequestv3.LeastRequest{}),
-	}),
-})
+var podRouting = podRoutingOver(balancing("envoy.load_balancing_policies.least_request", &leastrequestv3.LeastRequest{}))
+
+func podRoutingOver(policy *clusterv3.LoadBalancingPolicy) *clusterv3.LoadBalancingPolicy {
+	return balancing("envoy.load_balancing_policies.override_host", &overridehostv3.OverrideHost{
+		OverrideHostSources: []*overridehostv3.OverrideHost_OverrideHostSource{{Metadata: &metadatav3.MetadataKey{
+			Key:  podNamespace,
+			Path: []*metadatav3.MetadataKey_PathSegment{{Segment: &metadatav3.MetadataKey_PathSegment_Key{Key: podAddress}}},
+		}}},
+		FallbackPolicy: balancing("envoy.load_balancing_policies.subset", &subsetv3.Subset{
+			FallbackPolicy: subsetv3.Subset_ANY_ENDPOINT,
+			SubsetSelectors: []*subsetv3.Subset_LbSubsetSelector{{
+				Keys: []string{podAddress}, FallbackPolicy: subsetv3.Subset_LbSubsetSelector_NO_FALLBACK,
+			}},
+			SubsetLbPolicy: policy,
+		}),
+	})
+}
 
 func balancing(name string, config proto.Message) *clusterv3.LoadBalancingPolicy {
 	return &clusterv3.LoadBalancingPolicy{Policies: []*clusterv3.LoadBalancingPolicy_Policy{{TypedExtensionConfig: extension(name, config)}}}

@@ -1,11 +1,16 @@
 package envoy
 
 import (
+	"net/netip"
+	"strings"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/selvage-mesh/selvage/internal/mesh"
 )
 
 // MeshALPN are the protocol names by which a sidecar says that it speaks the mesh's mutual TLS and not an application's own
@@ -36,6 +41,50 @@ func (u UpstreamTLS) Socket() *corev3.TransportSocket {
 		sans = append(sans, inTrustDomain(u.TrustDomain))
 	}
 	return tlsSocket(&tlsv3.UpstreamTlsContext{CommonTlsContext: commonTLS(alpn, sans), Sni: u.SNI})
+}
+
+// Origination is the client's side of TLS to servers outside of the mesh, as a policy says. The files are in the sidecar's container.
+func Origination(t *mesh.ClientTLS, http2 bool) *corev3.TransportSocket {
+	common := &tlsv3.CommonTlsContext{TlsParams: tlsVersions}
+	if http2 {
+		common.AlpnProtocols = []string{"h2"}
+	}
+	if t.Mode == mesh.MutualTLS {
+		common.TlsCertificates = []*tlsv3.TlsCertificate{{CertificateChain: inFile(t.Certificate), PrivateKey: inFile(t.Key)}}
+	}
+	if !t.SkipVerify {
+		check := &tlsv3.CertificateValidationContext{TrustedCa: inFile(systemRoots)}
+		if t.Roots != "" {
+			check.TrustedCa = inFile(t.Roots)
+		}
+		if t.CRL != "" {
+			check.Crl = inFile(t.CRL)
+		}
+		for _, name := range t.Names {
+			check.MatchTypedSubjectAltNames = append(check.MatchTypedSubjectAltNames, alternativeName(name))
+		}
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: check}
+	}
+	return tlsSocket(&tlsv3.UpstreamTlsContext{CommonTlsContext: common, Sni: t.SNI})
+}
+
+// systemRoots is where the sidecar's image keeps the roots that its operating system trusts.
+const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
+
+func inFile(path string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: path}}
+}
+
+// alternativeName matches a name of a certificate by the type that its form says.
+func alternativeName(name string) *tlsv3.SubjectAltNameMatcher {
+	m := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}}
+	kind := tlsv3.SubjectAltNameMatcher_DNS
+	if strings.Contains(name, "://") {
+		kind = tlsv3.SubjectAltNameMatcher_URI
+	} else if _, err := netip.ParseAddr(name); err == nil {
+		kind = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
+	}
+	return &tlsv3.SubjectAltNameMatcher{SanType: kind, Matcher: m}
 }
 
 // DownstreamTLS is the server's side of the mesh's mutual TLS: the client must show a certificate of the trust domain.
