@@ -43,7 +43,7 @@ type checked struct {
 	By       string   `json:"by,omitempty"`   // policy or webhook: who puts the sidecar in; `policy explain` alone
 	Left     string   `json:"left,omitempty"` // what the policy leaves to the webhook
 	Effects  []string `json:"effects,omitempty"`
-	Problem  bool     `json:"problem"`        // it asks for a sidecar and does not get it, or a running pod lacks it
+	Problem  bool     `json:"problem"` // it asks for a sidecar and does not get it, or a running pod lacks it
 
 	Live    bool      `json:"live"`
 	Pods    int       `json:"pods"`    // that run; live only

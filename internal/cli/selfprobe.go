@@ -23,7 +23,8 @@ type selfProbe struct {
 	Unmeshed   struct {
 		Pods int `json:"pods"`
 	} `json:"podsWithoutSidecar"`
-	Held policy.State `json:"heldWebhooks"`
+	Held      policy.State          `json:"heldWebhooks"`
+	Injection policy.InjectionState `json:"injectionByPolicy"`
 }
 
 // selfProbes reads the status ConfigMaps. Who may not read them is not told of them: `status` is about proxies.
@@ -46,7 +47,8 @@ func (a *app) selfProbes(ctx context.Context, c *connection) []selfProbe {
 		_ = yaml.Unmarshal([]byte(cm.Data["conditions"]), &p.Conditions)
 		_ = yaml.Unmarshal([]byte(cm.Data["podsWithoutSidecar"]), &p.Unmeshed)
 		_ = yaml.Unmarshal([]byte(cm.Data["heldWebhooks"]), &p.Held)
-		if len(p.Conditions) > 0 || p.Held.Reason != "" || p.Unmeshed.Pods > 0 {
+		_ = yaml.Unmarshal([]byte(cm.Data["injectionByPolicy"]), &p.Injection)
+		if len(p.Conditions) > 0 || p.Held.Reason != "" || p.Injection.Reason != "" || p.Unmeshed.Pods > 0 {
 			out = append(out, p)
 		}
 	}
@@ -60,7 +62,7 @@ func (p selfProbe) bad() bool {
 			return true
 		}
 	}
-	return p.Unmeshed.Pods > 0 || p.Held.Wrong()
+	return p.Unmeshed.Pods > 0 || p.Held.Wrong() || p.Injection.Wrong()
 }
 
 // describe has a line for each condition that is not as it should be, and one for the pods that have no sidecar.
@@ -81,6 +83,10 @@ func (p selfProbe) describe(called string, now time.Time) string {
 	if p.Held.Wrong() {
 		fmt.Fprintf(&b, "The API server does not hold the webhooks of revision %s (SEL0046):\n%s", p.Revision,
 			wrap(printable(p.Held.Message+"; "+p.Held.Hint), "  ", plainWidth))
+	}
+	if p.Injection.Wrong() {
+		fmt.Fprintf(&b, "The API server does not inject the pods of revision %s by its policy, the webhook does (SEL0047):\n%s", p.Revision,
+			wrap(printable(p.Injection.Message+"; "+p.Injection.Hint), "  ", plainWidth))
 	}
 	if n := p.Unmeshed.Pods; n > 0 {
 		fmt.Fprintf(&b, "%s no sidecar and should have: `%s inject --check` lists them.\n", plural(n, "pod has", "pods have"), called)

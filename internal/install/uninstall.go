@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -206,7 +207,8 @@ func (r *remover) drop(ctx context.Context, kind kindRef, u *unstructured.Unstru
 // remove deletes the very object that was seen; that it is gone already is fine.
 func (i *Installer) remove(ctx context.Context, kind kindRef, u *unstructured.Unstructured) error {
 	how, uid := metav1.DeletePropagationForeground, u.GetUID()
-	if kind == parameters { // nothing hangs on one, and the garbage collector learns of a new kind only after half a minute
+	if kind == parameters || strings.Contains(kind.kind, "AdmissionPolic") {
+		// Nothing hangs on one, and who waits for the garbage collector may apply it again meanwhile, to see it go after all.
 		how = metav1.DeletePropagationBackground
 	}
 	options := metav1.DeleteOptions{PropagationPolicy: &how}

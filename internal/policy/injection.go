@@ -56,6 +56,26 @@ func Injection(rev, own string) []runtime.Object {
 		&admissionv1.MutatingAdmissionPolicy{TypeMeta: typeMeta(Mutating), ObjectMeta: meta, Spec: injectionSpec(own)},
 		injectionBinding(meta, meta.Name, metav1.LabelSelectorOpNotIn, metav1.LabelSelectorOpDoesNotExist),
 		injectionBinding(trial, meta.Name, metav1.LabelSelectorOpIn, metav1.LabelSelectorOpExists),
+		&admissionv1.ValidatingAdmissionPolicy{TypeMeta: typeMeta(Validating), ObjectMeta: meta, Spec: templateWrites(rev, own)},
+		&admissionv1.ValidatingAdmissionPolicyBinding{TypeMeta: typeMeta(ValidatingBinding), ObjectMeta: meta, Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
+			PolicyName: meta.Name, ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny}}},
+	}
+}
+
+// templateWrites keeps rights that were given to somebody for all custom resources from being rights over every meshed pod: who may write
+// the parameters is the control plane, and whoever may change the policy itself.
+func templateWrites(rev, own string) admissionv1.ValidatingAdmissionPolicySpec {
+	fail, equivalent, cluster := admissionv1.Fail, admissionv1.Equivalent, admissionv1.ClusterScope
+	writes := rule(ParameterKind.Group, []admissionv1.OperationType{admissionv1.Create, admissionv1.Update}, ParameterResource.Resource)
+	writes.ResourceNames, writes.Scope = []string{InjectionName(rev), TrialName(rev)}, &cluster
+	return admissionv1.ValidatingAdmissionPolicySpec{
+		FailurePolicy:    &fail,
+		MatchConstraints: &admissionv1.MatchResources{MatchPolicy: &equivalent, ResourceRules: []admissionv1.NamedRuleWithOperations{writes}},
+		Validations: []admissionv1.Validation{{
+			Expression: fmt.Sprintf("request.userInfo.username == 'system:serviceaccount:%s:%s' || authorizer.group('%s').resource('mutatingadmissionpolicies').check('update').allowed()",
+				own, inject.ObjectName("istiod", rev), admissionv1.GroupName),
+			Message: "this AdmissionParameter decides the image of every pod of revision " + rev + ": its control plane writes it, and who may update MutatingAdmissionPolicies",
+		}},
 	}
 }
 

@@ -15,12 +15,14 @@ import (
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/install"
@@ -458,5 +460,43 @@ func TestMovingBetweenModes(t *testing.T) {
 		if p.Name == policy.InjectionName(j.rev) {
 			t.Error("the policy is still there")
 		}
+	}
+}
+
+// TestOnlyTheControlPlaneWritesTheTemplate: a right over all custom resources is none over the image of every meshed pod.
+func TestOnlyTheControlPlaneWritesTheTemplate(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, "", "", "{}") })
+	name := "selvage-test-" + j.rev
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{"*"}, Resources: []string{"admissionparameters"}, Verbs: []string{"*"}}}}
+	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name},
+		Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, Name: name}}}
+	if _, err := j.client.RbacV1().ClusterRoles().Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.client.RbacV1().ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = j.client.RbacV1().ClusterRoles().Delete(context.Background(), name, metav1.DeleteOptions{})
+		_ = j.client.RbacV1().ClusterRoleBindings().Delete(context.Background(), name, metav1.DeleteOptions{})
+	})
+	body := []byte(`{"spec":{"injection":{"form":1}}}`)
+	as := func(user string) error {
+		config := rest.CopyConfig(j.config)
+		config.Impersonate.UserName = user
+		_, err := dynamic.NewForConfigOrDie(config).Resource(policy.ParameterResource).Patch(t.Context(), policy.InjectionName(j.rev), types.MergePatchType, body, metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	}
+	j.eventually("a refusal", func() string { // rights and policies come into force within a second
+		if err := as(name); err == nil || !strings.Contains(err.Error(), "decides the image of every pod of revision "+j.rev) {
+			return fmt.Sprint(err)
+		}
+		return ""
+	})
+	if err := as("system:serviceaccount:istio-system:istiod-" + j.rev); err != nil {
+		t.Errorf("the control plane: %v", err)
+	}
+	if err := as(""); err != nil {
+		t.Errorf("the cluster's administrator: %v", err)
 	}
 }
