@@ -16,6 +16,7 @@ import (
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/install"
+	policylive "github.com/selvage-mesh/selvage/internal/policy/live"
 	"github.com/selvage-mesh/selvage/internal/revision"
 )
 
@@ -105,8 +106,15 @@ func (a *app) runTagSet(ctx context.Context, tag string, flags tagFlags) error {
 		fmt.Fprintf(a.Stdout, "Tag %s would change: it then %s.\n", tag, change)
 		return a.followDefault(ctx, c, validatorRequest{tag: tag, revision: a.revision, dryRun: true})
 	}
+	// Before, so that from the write on the webhook alone decides, and after, for a control plane that has looked in between.
+	if err := policylive.TakeName(ctx, c.dynamic, tag, a.revision); err != nil {
+		return err
+	}
 	done, err := c.writeTag(ctx, plan)
 	if err != nil {
+		return err
+	}
+	if err := policylive.TakeName(ctx, c.dynamic, tag, a.revision); err != nil {
 		return err
 	}
 	fmt.Fprintf(a.Stdout, "Tag %s now %s (MutatingWebhookConfiguration %s).\n", tag, change, done.After.Name)
@@ -253,6 +261,9 @@ func (a *app) runTagRemove(ctx context.Context, tag string, force bool) error {
 	}
 	done, err := c.writeTag(ctx, plan)
 	if err != nil {
+		return err
+	}
+	if err := policylive.TakeName(ctx, c.dynamic, tag, ""); err != nil {
 		return err
 	}
 	if done.After != nil {

@@ -500,3 +500,36 @@ func TestOnlyTheControlPlaneWritesTheTemplate(t *testing.T) {
 		t.Errorf("the cluster's administrator: %v", err)
 	}
 }
+
+// TestAMovedTagLeavesItsPolicy: a tag that is moved from a revision whose control plane is gone does not stay with its policy.
+func TestAMovedTagLeavesItsPolicy(t *testing.T) {
+	j := newInjectors(t, func(rev string) *inject.Config { return configOf(t, rev, "", "", "{}") })
+	tag := "tag-of-" + j.rev
+	j.options.Tags = []string{tag}
+	if err := j.installer().Apply(t.Context(), j.options); err != nil {
+		t.Fatal(err)
+	}
+	j.inForce()
+	ns := j.namespaceOf(map[string]string{"istio.io/rev": tag}).Name
+	if _, err := j.alone(ns, simplePod()); err != nil {
+		t.Fatalf("before: %v", err)
+	}
+	if err := live.TakeName(t.Context(), j.dynamic, tag, j.rev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.alone(ns, simplePod()); err != nil {
+		t.Errorf("the revision that keeps it: %v", err)
+	}
+	if err := live.TakeName(t.Context(), j.dynamic, tag, "another"); err != nil {
+		t.Fatal(err)
+	}
+	j.eventually("pods of the tag are left to the webhook", func() string {
+		if pod, err := j.alone(ns, simplePod()); err == nil && policy.HasSidecar(pod) {
+			return "the policy still injects"
+		}
+		return ""
+	})
+	if _, err := j.alone(j.namespace, simplePod()); err != nil {
+		t.Errorf("pods of the revision's own name: %v", err)
+	}
+}
