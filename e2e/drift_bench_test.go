@@ -19,7 +19,7 @@ const driftsPerSecond = 0.9
 // BenchmarkDrift measures from the beginning of a bad write to the event of the repaired object, of two objects in turn, and then a minute
 // with a rival: make bench-drift.
 func BenchmarkDrift(b *testing.B) {
-	l, h, first, _ := twoPlanes(b)
+	l, h, first, _ := twoPlanes(b, repairing)
 	other := strings.TrimSpace(run(b, nil, bin("kubectl"), "--kubeconfig", l.kubeconfig(), "config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
 	ways := map[string][]drift{}
 	for _, d := range h.drifts(l, other) {

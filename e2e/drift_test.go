@@ -288,12 +288,14 @@ func (h *hooks) hostile(name, other string, every time.Duration) (count func() i
 	return func() int { i := <-n; n <- i; return i }
 }
 
-// two control planes of different revisions, both right. What they repair must go wrong first, so the API server does not hold their
-// webhooks (internal/policy/live has the tests of that).
-func twoPlanes(t testing.TB) (l *lab, h *hooks, first, second *plane) {
+// repairing lets the API server not hold the webhooks (internal/policy/live has the tests of that): what is repaired must go wrong first.
+const repairing = "--held-webhooks=false"
+
+// two control planes of different revisions, both right, installed with held.
+func twoPlanes(t testing.TB, held string) (l *lab, h *hooks, first, second *plane) {
 	l = bare(t)
-	first = l.startPlane(t, pageRevision, "--held-webhooks=false")
-	second = l.startPlane(t, "asm-2", "--skip-crds", "--held-webhooks=false")
+	first = l.startPlane(t, pageRevision, held)
+	second = l.startPlane(t, "asm-2", "--skip-crds", held)
 	first.ready(t)
 	second.ready(t)
 	h = newHooks(t, l)
@@ -306,7 +308,7 @@ func twoPlanes(t testing.TB) (l *lab, h *hooks, first, second *plane) {
 
 // TestWebhooksStayRight runs two control planes of different revisions against one API server.
 func TestWebhooksStayRight(t *testing.T) {
-	l, h, first, second := twoPlanes(t)
+	l, h, first, second := twoPlanes(t, repairing)
 	t.Run("an unchanged cluster is not written", func(t *testing.T) { untouched(t, first, second) })
 	t.Run("the root changes, and every pod gets its sidecar", func(t *testing.T) { rootChanges(t, l, h.in(t)) })
 	h.root = bundleOf(entriesOf(h.get(injector))[0])

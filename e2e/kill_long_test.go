@@ -47,7 +47,20 @@ func (meddler) Fatalf(string, ...any) { runtime.Goexit() }
 // TestAControlPlaneThatIsKilledLeavesNothingWrong kills two control planes of different revisions at random, again and again, while
 // webhooks drift and the root of the mesh changes, and once more at each later stage of that change. Afterwards nothing is wrong.
 func TestAControlPlaneThatIsKilledLeavesNothingWrong(t *testing.T) {
-	l, h, first, second := twoPlanes(t)
+	t.Run("repairing", func(t *testing.T) { killed(t, repairing) })
+	t.Run("held", func(t *testing.T) { killed(t, "--held-webhooks") })
+}
+
+// TestPlanesWhoseWebhooksAreHeldRest lets two control planes rest whose webhooks the API server holds: TestWebhooksStayRight is the same of
+// those that repair.
+func TestPlanesWhoseWebhooksAreHeldRest(t *testing.T) {
+	_, _, first, second := twoPlanes(t, "--held-webhooks")
+	untouched(t, first, second)
+}
+
+// killed is TestAControlPlaneThatIsKilledLeavesNothingWrong of control planes that are installed with held.
+func killed(t *testing.T, held string) {
+	l, h, first, second := twoPlanes(t, held)
 	planes := []*plane{first, second}
 	other := strings.TrimSpace(l.kubectl(t, "config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.certificate-authority-data}"))
 	all := (&hooks{TB: meddler{t}, client: h.client, root: h.root}).drifts(l, other)

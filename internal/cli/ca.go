@@ -166,7 +166,8 @@ func (a *app) caRotateCommand() *cobra.Command {
 		Use:   "rotate",
 		Short: "Change the root of the mesh, in stages and without losing a request",
 		Long: "rotate asks the control plane for a new self-signed root and shows each stage and its gates until the new root alone is\n" +
-			"trusted. Interrupting it, or the end of any process, does not stop the change; `ca status` shows how far it is.\n\n" +
+			"trusted. Interrupting it, or the end of any process, does not stop the change; `ca status` shows how far it is, and\n" +
+			"`ca rotate` again watches it on.\n\n" +
 			"An authority of your own is changed by replacing Secret cacerts: the same stages follow by themselves.",
 		Example: a.examples(`
 			selvage ca rotate
@@ -185,12 +186,13 @@ func (a *app) caRotateCommand() *cobra.Command {
 			if err := a.mayRotate(before, undo); err != nil {
 				return err
 			}
-			value := time.Now().UTC().Format(time.RFC3339Nano)
-			if undo {
-				value = trust.UndoRequest
-			}
-			if err := requestRoot(cmd.Context(), c, value); err != nil || detach {
+			if under := before.Stage != trust.Stable; under && !undo { // whoever has begun it: this one watches
+				fmt.Fprintf(a.Stderr, "The root is being changed already, so no other change is asked for.\n")
+			} else if err := requestRoot(cmd.Context(), c, rotateValue(undo)); err != nil {
 				return err
+			}
+			if detach {
+				return nil
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
@@ -208,16 +210,24 @@ func (a *app) mayRotate(s *trust.Status, undo bool) error {
 	switch {
 	case s.Signing.Subject == "" && len(s.Problems) > 0:
 		return fmt.Errorf("nothing signs now, so there is no root that another could follow: mend what `%s ca status` names first", a.called())
+	case !undo && s.Stage != trust.Stable:
+		return nil // it is watched, whatever changes
 	case strings.HasPrefix(s.Source, trust.External):
 		return fmt.Errorf("the authority is %s: change its root there, and let the mesh trust both roots as long as certificates of the old one live", s.Source)
 	case !strings.HasPrefix(s.Source, trust.SelfSigned):
 		return fmt.Errorf("the authority is %s: replace its content by hand; another root then takes over in the same stages", s.Source)
 	case undo && s.Stage != trust.Distribute && s.Stage != trust.Sign:
 		return fmt.Errorf("there is no change of the root that can be taken back: `%s ca status` shows what there is", a.called())
-	case !undo && s.Stage != trust.Stable:
-		return fmt.Errorf("the root is being changed already (%s): `%s ca status` shows how far it is", s.Stage, a.called())
 	}
 	return nil
+}
+
+// rotateValue is what the request says.
+func rotateValue(undo bool) string {
+	if undo {
+		return trust.UndoRequest
+	}
+	return time.Now().UTC().Format(time.RFC3339Nano)
 }
 
 // requestRoot writes the request onto the root's Secret, without reading the key in it.

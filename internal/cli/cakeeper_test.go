@@ -48,3 +48,13 @@ func TestStatusTellsWhatIsWrongWithTheRoots(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q:\n%s", got.code, got.stderr, got.stdout)
 	}
 }
+
+func TestAGraceIsNotNegative(t *testing.T) {
+	home, kubeconfig := (&cluster{}).start(t)
+	for _, command := range []string{"prune", "list"} {
+		got := run(t, home, "", "revision", command, "--grace", "-5m", "--kubeconfig", kubeconfig)
+		if got.code != 2 || !strings.Contains(got.stderr, "--grace -5m0s is negative") {
+			t.Errorf("%s: exit code %d: %s", command, got.code, got.stderr)
+		}
+	}
+}

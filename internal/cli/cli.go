@@ -48,7 +48,7 @@ func Run(ctx context.Context, c Config, args []string) int {
 	var problems *problemsError
 	if errors.As(err, &problems) {
 		if problems.message != "" {
-			fmt.Fprintf(c.Stderr, "%s: %s\n", a.name(), problems.message)
+			a.sayError(problems.message)
 		}
 		return exitProblems
 	}
@@ -56,8 +56,18 @@ func Run(ctx context.Context, c Config, args []string) int {
 		fmt.Fprintf(c.Stderr, "%s: interrupted\n", a.name())
 		return exitCannot
 	}
-	fmt.Fprintf(c.Stderr, "%s: %s\n", a.name(), a.explain(err))
+	a.sayError(a.explain(err))
 	return exitCannot
+}
+
+// sayError tells why the command ends: in one line for a program or a log, in lines that fit for a person.
+func (a *app) sayError(text string) {
+	text = a.name() + ": " + text
+	if !isTerminal(a.Stderr) {
+		fmt.Fprintln(a.Stderr, text)
+		return
+	}
+	fmt.Fprint(a.Stderr, fold(text, plainWidth))
 }
 
 // problemsError ends a command that did its work and found something wrong: exit code 1. The message may be empty when the

@@ -286,7 +286,8 @@ func (a *app) uninstallCommand() *cobra.Command {
 			"moment. With the last revision it removes what all of them share. It works without the control plane and may be\n" +
 			"repeated. Sidecars that run go on with what they know until their pods are restarted.\n\n" +
 			"What is yours stays, and is named: custom resources and their definitions, and the mesh's signing key (Secret\n" +
-			"istio-ca-secret), without which a new installation could not talk to running sidecars. --purge removes these too.",
+			"istio-ca-secret), without which a new installation could not talk to running sidecars. --purge removes these too.\n\n" +
+			"Namespaces and pods that hang on the revision are named. It ends with 1 when --revision names one that is not there.",
 		Example: a.examples(`
 			selvage uninstall --dry-run             what would go
 			selvage uninstall
@@ -297,16 +298,8 @@ func (a *app) uninstallCommand() *cobra.Command {
 			if err := a.checkOutput(cmd, "table", "json", "yaml"); err != nil {
 				return err
 			}
-			installer, err := a.installer(timeout)
-			if err != nil {
-				return err
-			}
 			options.Revision = a.revision
-			removal, err := installer.Uninstall(cmd.Context(), options)
-			if err != nil {
-				return err
-			}
-			return a.printRemoval(options, removal)
+			return a.runUninstall(cmd.Context(), options, timeout)
 		},
 	}
 	f := cmd.Flags()
@@ -314,31 +307,6 @@ func (a *app) uninstallCommand() *cobra.Command {
 	f.BoolVar(&options.DryRun, "dry-run", false, "change nothing: only say what would go")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "longest wait for each thing that is waited for")
 	return cmd
-}
-
-func (a *app) printRemoval(o install.RemoveOptions, r *install.Removal) error {
-	if a.output == "json" || a.output == "yaml" {
-		return a.print(r)
-	}
-	verb := "removed"
-	if o.DryRun {
-		verb = "would be removed"
-	}
-	if len(r.Removed) == 0 {
-		fmt.Fprintf(a.Stdout, "Nothing of Selvage's revision %s is installed.\n", revisionName(o.Revision))
-	} else {
-		fmt.Fprintf(a.Stdout, "Revision %s: %d objects %s.\n", revisionName(o.Revision), len(r.Removed), verb)
-	}
-	for _, kept := range r.Kept {
-		fmt.Fprintf(a.Stdout, "Kept: %s\n", kept)
-	}
-	if r.Outside != "" {
-		fmt.Fprintf(a.Stdout, "%s, outside the cluster, still runs as this revision's control plane: end it, or it makes its objects again.\n", r.Outside)
-	}
-	if r.Injected > 0 {
-		fmt.Fprintf(a.Stdout, "%d pods still run a sidecar of this revision: restart them to be rid of it.\n", r.Injected)
-	}
-	return nil
 }
 
 func (a *app) installer(timeout time.Duration) (*install.Installer, error) {

@@ -116,3 +116,17 @@ func wrap(text, indent string, width int) string {
 	}
 	return b.String()
 }
+
+// fold wraps each line of text that is too long, and leaves the others and their indents as they are.
+func fold(text string, width int) string {
+	var b strings.Builder
+	for line := range strings.SplitSeq(strings.TrimRight(text, "\n"), "\n") {
+		if utf8.RuneCountInString(line) <= width {
+			b.WriteString(line + "\n")
+			continue
+		}
+		indent := line[:len(line)-len(strings.TrimLeft(line, " "))]
+		b.WriteString(wrap(line, indent, width))
+	}
+	return b.String()
+}

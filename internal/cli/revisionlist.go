@@ -62,6 +62,16 @@ func (a *app) revisionListCommand() *cobra.Command {
 
 func graceFlag(cmd *cobra.Command, grace *time.Duration) {
 	cmd.Flags().DurationVar(grace, "grace", *grace, "for how long nothing may have happened to webhooks that count as stale")
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if *grace < 0 {
+			return &usageError{cmd.CommandPath(), fmt.Errorf("--grace %s is negative: 0s counts also what was left a moment ago", *grace)}
+		}
+		if before != nil {
+			return before(cmd, args)
+		}
+		return nil
+	}
 }
 
 func (a *app) showRevisions(facts *revision.Facts, grace time.Duration) error {

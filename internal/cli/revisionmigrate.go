@@ -18,12 +18,12 @@ import (
 	"istio.io/api/label"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/install"
 	"github.com/selvage-mesh/selvage/internal/revision"
 	"github.com/selvage-mesh/selvage/internal/revision/live"
 )
 
-// migratedFrom on a namespace holds, as JSON, the labels that it had before `revision migrate`.
-const migratedFrom = "selvage/migrated-from"
+const migratedFrom = install.MigratedAnnotation
 
 // injectionLabels are the labels of a namespace that decide about injection.
 var injectionLabels = []string{inject.NamespaceInjection, label.IoIstioRev.Name}

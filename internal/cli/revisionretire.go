@@ -72,7 +72,7 @@ func (a *app) runRetire(ctx context.Context, name string, options install.Remove
 	if err != nil {
 		return err
 	}
-	return a.printRemoval(options, removal)
+	return a.printRemoval(options, removal, facts)
 }
 
 // usersOf names all that hangs on a revision, a line each.

@@ -94,7 +94,7 @@ func (a *app) runTagSet(ctx context.Context, tag string, flags tagFlags) error {
 		return a.followDefault(ctx, c, validatorRequest{tag: tag, revision: a.revision, dryRun: flags.dryRun}) // where a run before this one broke off
 	}
 	if !flags.force {
-		if err := a.injects(ctx, c, a.revision); err != nil {
+		if err := a.ready(ctx, c, facts); err != nil {
 			return fmt.Errorf("%w. Nothing was changed; --force sets the tag all the same", err)
 		}
 	}
@@ -128,8 +128,26 @@ func (a *app) runTagSet(ctx context.Context, tag string, flags tagFlags) error {
 // sayRestart names the namespaces whose pods keep the earlier revision's sidecar until they are created anew.
 func (a *app) sayRestart(facts *revision.Facts, tag string) {
 	for _, name := range facts.TagUsers(tag) {
+		if tag == inject.DefaultTag { // they say istio-injection=enabled, which stays
+			fmt.Fprintf(a.Stdout, "Next: kubectl rollout restart deployment -n %s   gives its pods the new sidecar\n", name)
+			continue
+		}
 		fmt.Fprintf(a.Stdout, "Next: %s revision migrate %s --to %s   restarts the pods of that namespace\n", a.called(), name, tag)
 	}
+}
+
+// ready fails when the revision cannot serve a tag now. A revision whose own name leads to another one, by the tag default, has no webhook
+// of its own that could be tried: its control plane says it.
+func (a *app) ready(ctx context.Context, c *connection, facts *revision.Facts) error {
+	if answers, tag := facts.Answers(a.revision); tag == "" || answers == a.revision {
+		return a.injects(ctx, c, a.revision)
+	}
+	for _, p := range facts.ControlPlanes {
+		if p.Revision == a.revision && (p.Ready > 0 || p.Outside) {
+			return nil
+		}
+	}
+	return fmt.Errorf("revision %s has no replica that is ready: `%s revision list` shows it", a.revision, a.called())
 }
 
 // injects fails when the revision does not give a pod its sidecar now.

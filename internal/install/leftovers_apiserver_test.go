@@ -20,6 +20,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -128,6 +129,10 @@ func TestUninstallLeavesNothingInWhateverOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			stop := s.controlPlane(t)
+			moved := []byte(`{"metadata":{"annotations":{"` + install.MigratedAnnotation + `":"{}"}}}`) // by `selvage revision migrate`
+			if _, err := s.kubernetes.CoreV1().Namespaces().Patch(t.Context(), "default", types.MergePatchType, moved, metav1.PatchOptions{}); err != nil {
+				t.Fatal(err)
+			}
 			c.disturb(t, stop)
 			s.purge(t, "")
 			same(t, before, s.everything(t), "uninstall")

@@ -46,8 +46,10 @@ type Removal struct {
 	// Injected counts the pods that still run a sidecar of this revision.
 	Injected int `json:"injectedPods"`
 	// Outside is the holder of a lease of this revision that was renewed a moment ago although no pod of it is left: a control
-	// plane outside the cluster, which makes its objects again until it is ended. "" when there is none.
+	// plane outside the cluster, which makes its objects again until it is ended, or one that has just ended. "" when there is none.
 	Outside string `json:"outside,omitempty"`
+	// OutsideRenewed is how long ago that was.
+	OutsideRenewed time.Duration `json:"-"`
 }
 
 // RemoveOptions say what to uninstall.
@@ -117,6 +119,8 @@ type remover struct {
 	options Options
 	dryRun  bool
 	out     *Removal
+
+	givenBack string // the injector that is another revision's again, and stays
 }
 
 // otherRevisions are those that Selvage has installed beside the one that goes.
@@ -146,7 +150,9 @@ func (r *remover) removeOwned(ctx context.Context, kind kindRef, selector string
 		left := slices.DeleteFunc(objects, func(u unstructured.Unstructured) bool {
 			return copied(&u) || u.GetDeletionTimestamp() != nil // it goes by itself, or with what it was copied from
 		})
-		left = slices.DeleteFunc(left, func(u unstructured.Unstructured) bool { return r.leaveToHelm(&u) })
+		left = slices.DeleteFunc(left, func(u unstructured.Unstructured) bool {
+			return r.leaveToHelm(&u) || kind == mutatingWebhooks && u.GetName() == r.givenBack
+		})
 		for _, u := range left {
 			if err := r.drop(ctx, kind, &u); err != nil {
 				return err
@@ -181,7 +187,12 @@ func (r *remover) giveBackDefault(ctx context.Context, others []string) error {
 			return fmt.Errorf("give MutatingWebhookConfiguration %s back to revision %s: %w", tag.After.Name, DefaultRevision, err)
 		}
 	}
-	r.say("  MutatingWebhookConfiguration %s is revision %s's again", tag.After.Name, DefaultRevision)
+	r.givenBack = tag.After.Name
+	if r.dryRun {
+		r.say("  MutatingWebhookConfiguration %s would be revision %s's again", tag.After.Name, DefaultRevision)
+	} else {
+		r.say("  MutatingWebhookConfiguration %s is revision %s's again", tag.After.Name, DefaultRevision)
+	}
 	return nil
 }
 
@@ -251,6 +262,9 @@ func (r *remover) removeShared(ctx context.Context, purge bool) error {
 	if err := r.removeProbe(ctx); err != nil {
 		return err
 	}
+	if err := r.forgetMigrations(ctx); err != nil {
+		return err
+	}
 	if err := r.removeParameterDefinition(ctx); err != nil {
 		return err
 	}
@@ -290,7 +304,7 @@ func (r *remover) removeLease(ctx context.Context, lease *unstructured.Unstructu
 	renewed, _, _ := unstructured.NestedString(lease.Object, "spec", "renewTime")
 	at, err := time.Parse(time.RFC3339Nano, renewed)
 	if err == nil && holder != "" && time.Since(at) < leaseFresh && !r.hadDeployment() {
-		r.out.Outside = holder
+		r.out.Outside, r.out.OutsideRenewed = holder, time.Since(at).Round(time.Second)
 	}
 	return r.drop(ctx, leases, lease)
 }

@@ -6,8 +6,10 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // kubernetesOwn are objects that Kubernetes itself puts into every namespace.
@@ -38,6 +40,39 @@ func (r *remover) removeNamespace(ctx context.Context) error {
 		ns, err := r.get(ctx, namespaces, "", Namespace)
 		return err == nil && ns == nil, "", err
 	})
+}
+
+// MigratedAnnotation on a namespace holds, as JSON, the labels that it had before `selvage revision migrate`.
+const MigratedAnnotation = "selvage/migrated-from"
+
+// forgetMigrations takes the way back away from namespaces that were moved to another revision: there is none any more.
+func (r *remover) forgetMigrations(ctx context.Context) error {
+	list, err := r.kubernetes.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list namespaces: %w", err)
+	}
+	for _, ns := range list.Items {
+		if _, moved := ns.Annotations[MigratedAnnotation]; !moved || ns.DeletionTimestamp != nil {
+			continue
+		}
+		what := fmt.Sprintf("annotation %s of Namespace %s", MigratedAnnotation, ns.Name)
+		if r.dryRun {
+			r.say("  %s would be removed", what)
+			continue
+		}
+		patch := []byte(`{"metadata":{"annotations":{"` + MigratedAnnotation + `":null}}}`)
+		_, err := r.kubernetes.CoreV1().Namespaces().Patch(ctx, ns.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: FieldManager})
+		switch {
+		case apierrors.IsNotFound(err):
+		case apierrors.IsForbidden(err): // it harms nobody
+			r.out.Kept = append(r.out.Kept, what+": you may not patch namespaces")
+		case err != nil:
+			return fmt.Errorf("remove %s: %w", what, err)
+		default:
+			r.say("  %s removed", what)
+		}
+	}
+	return nil
 }
 
 // leftInNamespace names what somebody else keeps in the control plane's namespace, a few of it.
