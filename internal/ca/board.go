@@ -19,7 +19,8 @@ import (
 // board is ConfigMap selvage-root-rotation: where the leader shows how far it is and the replicas tell of their proxies.
 type board struct {
 	*Authority
-	gone time.Duration
+	gone  time.Duration
+	every time.Duration // how often a replica speaks at the least
 
 	words map[string]spoken   // by key of the ConfigMap
 	live  map[string]struct{} // keys of the replicas that counted last
@@ -29,6 +30,9 @@ type board struct {
 
 // comeBack is how long proxies may need to connect to another replica: Envoy tries again after at most 30 s.
 const comeBack = 45 * time.Second
+
+// speakEvery is how often a replica says a word while the root changes, also when nothing changes for it.
+const speakEvery = 10 * time.Second
 
 // maxSkew is by how much the clocks of two machines may differ before a word of one looks old to the other.
 const maxSkew = 2 * time.Minute
@@ -40,7 +44,7 @@ type spoken struct {
 }
 
 func newBoard(a *Authority, gone time.Duration) *board {
-	return &board{Authority: a, gone: gone, words: map[string]spoken{}}
+	return &board{Authority: a, gone: gone, every: speakEvery, words: map[string]spoken{}}
 }
 
 // patchBoard changes keys of the ConfigMap, nil removes one, and makes it when it is not there.
@@ -106,7 +110,7 @@ func (b *board) show(ctx context.Context, status trust.Status) error {
 }
 
 // replicas counts the replicas that have come to the stage, and the proxies that they tell of.
-func (b *board) replicas(ctx context.Context, w trust.Wanted) (replicas, proxies trust.Count, err error) {
+func (b *board) replicas(ctx context.Context, want trust.Wanted) (replicas, proxies trust.Count, err error) {
 	data, err := b.read(ctx)
 	if err != nil {
 		return replicas, proxies, err
@@ -117,33 +121,27 @@ func (b *board) replicas(ctx context.Context, w trust.Wanted) (replicas, proxies
 	}
 	var waiting []string
 	live := map[string]struct{}{}
-	for key, text := range data {
-		name, ok := strings.CutPrefix(key, trust.ReplicaPrefix)
-		if !ok {
-			continue
-		}
-		if b.words[key].text != text {
-			b.words[key] = spoken{text, time.Now()}
-		}
-		host := name[:max(0, strings.LastIndexByte(name, '.'))]
-		var report trust.ReplicaReport
-		err := json.Unmarshal([]byte(text), &report)
-		if time.Since(b.words[key].at) > b.gone || time.Since(report.At) > maxSkew+b.gone {
-			continue // of a process that has ended, or of a pod that is asked for below
-		}
-		live[key] = struct{}{}
-		pods = slices.DeleteFunc(pods, func(pod string) bool { return pod == host })
+	for _, w := range b.spoken(data, pods) {
+		pods = slices.DeleteFunc(pods, func(pod string) bool { return pod == w.host })
+		live[w.key] = struct{}{}
 		replicas.Total++
-		if err != nil || report.Stage != w.Stage || report.Roots != w.Roots {
-			waiting = append(waiting, host)
+		if w.report.Stage != want.Stage || w.report.Roots != want.Roots {
+			waiting = append(waiting, w.host)
 			continue
 		}
 		replicas.Done++
-		proxies = proxies.Add(report.Proxies)
+		proxies = proxies.Add(w.report.Proxies)
 	}
 	for key := range b.live {
-		if _, still := live[key]; !still {
-			b.left = time.Now()
+		if _, still := live[key]; still {
+			continue
+		}
+		went := time.Now() // it took its word back
+		if _, silent := data[key]; silent {
+			went = b.words[key].at.Add(b.every) // it has ended before it would have spoken again
+		}
+		if went.After(b.left) {
+			b.left = went
 		}
 	}
 	b.live = live
@@ -157,6 +155,38 @@ func (b *board) replicas(ctx context.Context, w trust.Wanted) (replicas, proxies
 		replicas = trust.Counted(1, []string{"every replica"})
 	}
 	return replicas, proxies, nil
+}
+
+// word is what a replica that lives has said last.
+type word struct {
+	key, host string
+	report    trust.ReplicaReport
+}
+
+// spoken gives the words of the replicas that live. Of a pod only the newest counts: those before are of processes that ended in it.
+func (b *board) spoken(data map[string]string, pods []string) (words []word) {
+	newest := map[string]time.Time{} // by pod
+	for key, text := range data {
+		name, ok := strings.CutPrefix(key, trust.ReplicaPrefix)
+		if !ok {
+			continue
+		}
+		if b.words[key].text != text {
+			b.words[key] = spoken{text, time.Now()}
+		}
+		w := word{key: key, host: name[:max(0, strings.LastIndexByte(name, '.'))]}
+		if json.Unmarshal([]byte(text), &w.report) != nil {
+			w.report = trust.ReplicaReport{At: b.words[key].at} // not at this stage
+		}
+		if time.Since(b.words[key].at) > b.gone || time.Since(w.report.At) > maxSkew+b.gone {
+			continue // of a process that has ended, or of a pod that is asked for
+		}
+		if slices.Contains(pods, w.host) && w.report.At.After(newest[w.host]) {
+			newest[w.host] = w.report.At
+		}
+		words = append(words, w)
+	}
+	return slices.DeleteFunc(words, func(w word) bool { at, pod := newest[w.host]; return pod && w.report.At.Before(at) })
 }
 
 // pods are the names of the control plane's pods that run, of every revision: each must tell of its proxies.

@@ -39,7 +39,7 @@ func NewReporter(c ReporterConfig) (*Reporter, error) {
 	defaultTo(&c.Ages.Roots, 10*time.Minute)
 	defaultTo(&c.Ages.Certificate, c.Authority.config.WorkloadLifetime)
 	defaultTo(&c.Every, time.Second)
-	defaultTo(&c.Alive, 10*time.Second)
+	defaultTo(&c.Alive, speakEvery)
 	// A process that begins again must not be taken for the one that ended.
 	return &Reporter{config: c, key: trust.ReplicaPrefix + c.Replica + "." + strings.ToLower(rand.Text()[:6])}, nil
 }

@@ -28,7 +28,7 @@ type RotationConfig struct {
 
 	Settle       time.Duration // how long the gates of a stage must have been open; 5 s
 	Look         time.Duration // how often the gates are looked at; 1 s
-	ReplicaGone  time.Duration // after how long without a word a replica that is no pod does not count any more; 45 s
+	ReplicaGone  time.Duration // after how long without a word a replica does not count any more, which speaks every 10 s; 25 s
 	BlockedAfter time.Duration // from when on a closed gate is a problem; 15 min
 }
 
@@ -56,7 +56,7 @@ func NewRotation(c RotationConfig) (*Rotation, error) {
 	}
 	defaultTo(&c.Settle, 5*time.Second)
 	defaultTo(&c.Look, time.Second)
-	defaultTo(&c.ReplicaGone, 45*time.Second)
+	defaultTo(&c.ReplicaGone, 25*time.Second)
 	defaultTo(&c.BlockedAfter, 15*time.Minute)
 	r := &Rotation{config: c, authority: c.Authority, log: c.Authority.log,
 		stages: prometheus.NewGaugeVec(prometheus.GaugeOpts{
