@@ -29,8 +29,9 @@ var mayImport = map[string][]string{
 	"mesh":          {"ref"},
 	"translate":     {"diag", "index", "mesh", "ref"},
 	"scope":         {"mesh"},
-	"xds":           {"mesh", "ref", "scope", "xds/envoy"},
+	"xds":           {"mesh", "ref", "scope", "xds/envoy", "xds/filter"},
 	"xds/envoy":     {"mesh", "ref", "scope"},
+	"xds/filter":    {"mesh", "xds/envoy"},
 	"ads/session":   {"ref", "xds"},
 	"ads":           {"ads/session", "diag", "mesh", "pki", "ref", "scope", "trust", "xds"},
 	"kube":          {"diag", "index", "ref"},
@@ -59,7 +60,7 @@ var mayImport = map[string][]string{
 }
 
 // pure are the packages that do no I/O and read no clock: what they return depends on what they are given.
-var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "policy", "probe/verdict", "revision", "validate"}
+var pure = []string{"ref", "diag", "index", "mesh", "translate", "scope", "xds", "xds/envoy", "xds/filter", "ads/session", "inject", "admission", "pki", "trust", "readiness", "jsonscan", "policy", "probe/verdict", "revision", "validate"}
 
 // impure are imports that a pure package cannot have.
 var impure = []string{"os", "os/exec", "net/http", "log", "log/slog", "google.golang.org/grpc", "k8s.io/client-go"}

@@ -62,6 +62,7 @@ type Builder struct {
 
 	problems    []diag.Problem // of the mesh configuration
 	unavailable map[Kind]diag.Problem
+	keys        *Keys
 
 	dirty   map[string]struct{} // namespaces with something pending
 	changed bool                // something else than a namespace's part is to go into the next snapshot
@@ -366,7 +367,7 @@ func (b *Builder) Snapshot() *Snapshot {
 		return b.last
 	}
 	b.nodes.flush()
-	next := &Snapshot{Config: b.config, Mesh: b.mesh, Nodes: b.nodes.table, Problems: slices.Clone(b.problems)}
+	next := &Snapshot{Config: b.config, Mesh: b.mesh, Nodes: b.nodes.table, Keys: b.keys, Problems: slices.Clone(b.problems)}
 	for _, kind := range slices.Sorted(maps.Keys(b.unavailable)) {
 		next.Problems = append(next.Problems, b.unavailable[kind])
 	}

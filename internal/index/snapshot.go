@@ -21,6 +21,7 @@ type Snapshot struct {
 	Mesh       *MeshConfig
 	Nodes      *Table[*Node]
 	Namespaces *Table[*Namespace]
+	Keys       *Keys // of the issuers of tokens
 	// Problems are those of reading: a mesh configuration that cannot be used, a kind that cannot be read.
 	Problems []diag.Problem
 }

@@ -29,9 +29,11 @@ type Model struct {
 
 // Settings are the mesh-wide values, of the mesh configuration and the root namespace.
 type Settings struct {
-	TrustDomain   string // "cluster.local"
-	RootNamespace string // "istio-system"
-	ClusterDomain string // "cluster.local": the suffix of service hosts
+	TrustDomain string // "cluster.local"
+	// TrustDomainAliases are trust domains whose identities count as those of TrustDomain.
+	TrustDomainAliases []string
+	RootNamespace      string // "istio-system"
+	ClusterDomain      string // "cluster.local": the suffix of service hosts
 	// AccessLogFile is the path of the proxies' access log, "" for none.
 	AccessLogFile string
 	// AccessLogFormat is Envoy's format string (text) or a JSON object of such strings; "" for the default text format.
@@ -170,7 +172,9 @@ type Inbound struct {
 	Ports     []InboundPort // sorted by number
 	// MTLS is for ports that are not listed in Ports.
 	MTLS Mode
-	Refs []ref.Ref // the policies that decided
+	// Access decides who may call the workload; nil when nothing does.
+	Access *Access
+	Refs   []ref.Ref // the policies that decided
 }
 
 // InboundPort is one port that the workload listens on.

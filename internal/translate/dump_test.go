@@ -111,6 +111,7 @@ func dump(m *mesh.Model, problems []diag.Problem) string {
 		}
 		names[w.Inbound] = k.Name
 		fmt.Fprintf(&b, "  inbound %s%s\n", w.Inbound.MTLS, from(w.Inbound.Refs))
+		b.WriteString(access(w.Inbound.Access))
 		for _, p := range w.Inbound.Ports {
 			fmt.Fprintf(&b, "    port %d %s %s for", p.Number, p.Protocol, p.MTLS)
 			for _, s := range p.Services {
@@ -252,6 +253,74 @@ func withoutZeros(v any) any {
 		}
 	}
 	return v
+}
+
+// access writes tokens and policies, and their conditions as `ATTRIBUTE NAMES any VALUES none VALUES`.
+func access(a *mesh.Access) string {
+	if a == nil {
+		return ""
+	}
+	var b strings.Builder
+	for _, t := range a.Tokens {
+		fmt.Fprintf(&b, "    token of %s, audiences %v, keys %.60s%s\n", t.Issuer, t.Audiences, t.Keys, from([]ref.Ref{t.Ref}))
+	}
+	for _, p := range a.Policies {
+		fmt.Fprintf(&b, "    %s %s/%s", [...]string{"custom", "audit", "deny", "allow"}[p.Action], p.Namespace, p.Name)
+		if p.DryRun {
+			b.WriteString(" as a dry run")
+		}
+		if p.Provider != nil {
+			fmt.Fprintf(&b, " asks %s:%d", p.Provider.Service, p.Provider.Port)
+		}
+		b.WriteString(from([]ref.Ref{p.Ref}) + "\n")
+		for i, r := range p.Rules {
+			fmt.Fprintf(&b, "      rule %d\n", i)
+			for _, set := range r.From {
+				b.WriteString("        from" + conditions(set) + "\n")
+			}
+			for _, set := range r.To {
+				b.WriteString("        to" + conditions(set) + "\n")
+			}
+			if len(r.When) > 0 {
+				b.WriteString("        when" + conditions(r.When) + "\n")
+			}
+		}
+	}
+	return b.String()
+}
+
+var attributes = [...]string{"principal", "source-ip", "remote-ip", "destination-ip", "port", "sni", "metadata", "host", "method", "path", "header", "claim", "request-principal"}
+
+func conditions(all []mesh.AccessCondition) (out string) {
+	for _, c := range all {
+		out += " " + attributes[c.Attribute]
+		if len(c.Names) > 0 {
+			out += fmt.Sprint(c.Names)
+		}
+		if len(c.Any) > 0 {
+			out += " any" + values(c.Any)
+		}
+		if len(c.None) > 0 {
+			out += " none" + values(c.None)
+		}
+	}
+	return out
+}
+
+func values(all []mesh.ValueMatch) (out string) {
+	for _, m := range all {
+		switch m.Kind {
+		case mesh.MatchNetwork:
+			out += " " + m.Network.String()
+		case mesh.MatchPort:
+			out += fmt.Sprintf(" %d", m.Port)
+		case mesh.MatchPair, mesh.MatchListItem:
+			out += " (" + strings.TrimSpace(values(m.Both)) + ")"
+		default:
+			out += fmt.Sprintf(" %s%q", map[mesh.ValueMatchKind]string{mesh.MatchPrefix: "^", mesh.MatchSuffix: "$", mesh.MatchRegex: "~", mesh.MatchPresent: "*", mesh.MatchTemplate: "template"}[m.Kind], m.Text)
+		}
+	}
+	return out
 }
 
 func endpoint(e mesh.Endpoint) string {

@@ -49,11 +49,13 @@ func (w world) mode() *securityapi.PeerAuthentication_MutualTLS {
 
 // object is any object in any state; names repeat, so most are changes of one that exists.
 func (w world) object() any {
-	switch w.rand.IntN(18) {
+	switch w.rand.IntN(20) {
 	case 12, 13, 14:
 		return w.rule()
 	case 15, 16, 17:
 		return w.virtual()
+	case 18, 19:
+		return w.access()
 	case 0, 1:
 		return w.service()
 	case 2, 3, 4:
@@ -78,7 +80,7 @@ func (w world) object() any {
 	default:
 		return &corev1.ConfigMap{ObjectMeta: w.meta("istio-system", "istio"), Data: map[string]string{"mesh": pick(w,
 			"", "enableAutoMtls: false", "accessLogFile: /dev/stdout", "trustDomain: example.org",
-			`discoverySelectors: [{matchLabels: {mesh: "on"}}]`, "rootNamespace: a", "defaultServiceExportTo: [\".\"]")}}
+			`discoverySelectors: [{matchLabels: {mesh: "on"}}]`, "rootNamespace: a", "defaultServiceExportTo: [\".\"]", "trustDomainAliases: [old.example]")}}
 	}
 }
 
@@ -149,6 +151,30 @@ func (w world) virtual() *unstructured.Unstructured {
 		return w.istio("VirtualService", "d", w.exportTo(spec))
 	}
 	return w.istio("VirtualService", pick(w, "v1", "v2", "v3"), w.exportTo(spec))
+}
+
+// access is a policy about who may call, good or not.
+func (w world) access() *unstructured.Unstructured {
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "security.istio.io/v1"}}
+	o.SetNamespace(w.namespaceName())
+	o.SetGeneration(int64(w.rand.IntN(3)))
+	spec := map[string]any{}
+	if labels := w.selector(); labels != nil {
+		spec["selector"] = map[string]any{"matchLabels": map[string]any{"app": labels["app"]}}
+	}
+	if w.rand.IntN(3) == 0 {
+		o.SetKind("RequestAuthentication")
+		o.SetName(pick(w, "ra1", "ra2"))
+		spec["jwtRules"] = []any{map[string]any{"issuer": pick(w, "a", "b"), "jwks": pick(w, "bad", `{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}`)}}
+	} else {
+		o.SetKind("AuthorizationPolicy")
+		o.SetName(pick(w, "ap1", "ap2", "ap3"))
+		spec["action"] = pick(w, "ALLOW", "DENY", "AUDIT", "CUSTOM")
+		spec["rules"] = []any{map[string]any{"from": []any{map[string]any{"source": map[string]any{
+			"principals": []any{pick(w, "cluster.local/ns/a/sa/web", "old.example/ns/a/sa/db")}, "ipBlocks": []any{pick(w, "10.0.0.0/8", "x")}}}}}}
+	}
+	o.Object["spec"] = spec
+	return o
 }
 
 func (w world) service() *corev1.Service {

@@ -11,12 +11,14 @@ import (
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/index"
 	"github.com/selvage-mesh/selvage/internal/mesh"
+	"github.com/selvage-mesh/selvage/internal/ref"
 )
 
 // globals is everything from outside a namespace, but for nodes, that its translation depends on. It is compared.
 type globals struct {
 	mesh       *meshWide
 	meshPolicy *index.PeerAuthentication
+	access     *access // of the root namespace; nil when that is not there
 }
 
 // namespace is one namespace, translated. Once it is made it does not change.
@@ -29,6 +31,7 @@ type namespace struct {
 	auth     authentication
 	rules    *rules
 	virtual  *virtualServices
+	access   *access
 	services map[string]*servicePart // by name
 	pods     map[string]*podPart     // by name
 
@@ -107,6 +110,9 @@ func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *
 	if prev.source == nil || prev.view.PeerAuthentications != n.view.PeerAuthentications {
 		n.auth = authenticationOf(n.view, g)
 	}
+	if n.access = g.access; ns.Name != g.mesh.settings.RootNamespace {
+		n.access = accessOf(prev.access, n.view, g.mesh)
+	}
 	moved := changedNodes(prev.nodes, nodes)
 	if prev.source == nil || !prev.view.SameResources(n.view) {
 		n.resourceProblems = resourceProblems(n.view)
@@ -121,7 +127,7 @@ func (n *namespace) stale() *namespace {
 	s := &namespace{view: &index.Namespace{}}
 	if n != nil {
 		s.services, s.pods, s.inbounds = n.services, n.pods, n.inbounds
-		s.serviceProblems, s.podProblems = n.serviceProblems, n.podProblems
+		s.serviceProblems, s.podProblems, s.access = n.serviceProblems, n.podProblems, n.access
 	}
 	return s
 }
@@ -212,7 +218,8 @@ func clone[K comparable, V any](m map[K]V) map[K]V {
 
 // allPodsDirty reports whether what leads to pods, or decides about them, has changed.
 func (n *namespace) allPodsDirty(prev *namespace) bool {
-	if prev.source == nil || prev.view.Services != n.view.Services || prev.view.PeerAuthentications != n.view.PeerAuthentications {
+	if prev.source == nil || prev.view.Services != n.view.Services || prev.view.PeerAuthentications != n.view.PeerAuthentications ||
+		prev.access != n.access {
 		return true
 	}
 	for was, is := range index.Changes(prev.view.Slices, n.view.Slices) {
@@ -240,7 +247,11 @@ func (n *namespace) podPart(pod *index.Pod, prev *podPart, known map[string]*mes
 	}
 	in, problems := n.inbound(pod)
 	part.problems = problems
-	in = n.intern(in, known)
+	var content string
+	var refs []ref.Ref
+	in.Access, content, refs = n.accessFor(pod.Labels)
+	in.Refs = append(in.Refs, refs...)
+	in = n.intern(in, content, known)
 	part.workload = &mesh.Workload{
 		Key:            mesh.WorkloadKey{Namespace: pod.Namespace, Name: pod.Name},
 		ServiceAccount: pod.ServiceAccount,
@@ -254,9 +265,9 @@ func (n *namespace) podPart(pod *index.Pod, prev *podPart, known map[string]*mes
 	return part
 }
 
-// intern gives the one pointer for inbounds of this content.
-func (n *namespace) intern(in *mesh.Inbound, known map[string]*mesh.Inbound) *mesh.Inbound {
-	key := inboundKey(in)
+// intern gives the one pointer for inbounds of this content, of which access identifies what is in Access.
+func (n *namespace) intern(in *mesh.Inbound, access string, known map[string]*mesh.Inbound) *mesh.Inbound {
+	key := inboundKey(in) + "\x00" + access
 	if one, ok := n.inbounds[key]; ok {
 		return one
 	}

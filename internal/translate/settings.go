@@ -35,18 +35,22 @@ type meshWide struct {
 	selectors []labels.Selector
 	// The audiences of objects that do not say their own.
 	exportServices, exportVirtual, exportRules []string
-	problems                                   []diag.Problem
+	// trustDomains are the mesh's own and its aliases.
+	trustDomains trustDomains
+	authorizers  map[string]*mesh.Authorizer
+	keys         *index.Keys
+	problems     []diag.Problem
 }
 
 // translateMeshConfig reads the mesh configuration; prev is its last result, which is given again when nothing it reads
 // has changed.
 func translateMeshConfig(prev *meshWide, snap *index.Snapshot) *meshWide {
-	if prev != nil && prev.source == snap.Mesh && prev.config == snap.Config {
+	if prev != nil && prev.source == snap.Mesh && prev.config == snap.Config && prev.keys == snap.Keys {
 		return prev
 	}
 	c := reader{object: snap.Mesh.Ref}
 	values := snap.Mesh.Values
-	out := &meshWide{source: snap.Mesh, config: snap.Config, autoMTLS: true}
+	out := &meshWide{source: snap.Mesh, config: snap.Config, keys: snap.Keys, autoMTLS: true}
 	if auto := values.GetEnableAutoMtls(); auto != nil {
 		out.autoMTLS = auto.GetValue()
 	}
@@ -62,6 +66,9 @@ func translateMeshConfig(prev *meshWide, snap *index.Snapshot) *meshWide {
 	if !snap.Mesh.Ref.IsZero() {
 		out.settings.Refs = []ref.Ref{snap.Mesh.Ref}
 	}
+	out.settings.TrustDomainAliases = values.GetTrustDomainAliases()
+	out.trustDomains = append(trustDomains{out.settings.TrustDomain}, out.settings.TrustDomainAliases...)
+	out.authorizers = c.authorizers(values)
 	out.selectors = c.selectors(values)
 	out.exportServices, out.exportVirtual, out.exportRules = values.GetDefaultServiceExportTo(), values.GetDefaultVirtualServiceExportTo(), values.GetDefaultDestinationRuleExportTo()
 	c.unsupported(values)
@@ -174,7 +181,7 @@ func (r *reader) selectors(values *meshapi.MeshConfig) (selectors []labels.Selec
 var readElsewhere = []protoreflect.Name{
 	"access_log_encoding", "access_log_file", "access_log_format", "connect_timeout", "default_config", "default_destination_rule_export_to",
 	"default_service_export_to", "default_virtual_service_export_to", "discovery_selectors",
-	"enable_auto_mtls", "enable_prometheus_merge", "outbound_traffic_policy", "root_namespace", "trust_domain",
+	"enable_auto_mtls", "enable_prometheus_merge", "outbound_traffic_policy", "root_namespace", "trust_domain", "trust_domain_aliases",
 }
 
 // harmless are fields that say only what is so anyway, in the default installation of Istio too.

@@ -27,6 +27,7 @@ type memo struct {
 	mesh       *meshWide
 	namespaces map[string]*namespace
 	traffic    *traffic
+	access     *access // of the root namespace
 	problems   []diag.Problem
 }
 
@@ -67,6 +68,8 @@ func translate(was *memo, snap *index.Snapshot) (is *memo, changed map[string]ch
 	g := globals{mesh: is.mesh}
 	if root := snap.Namespaces.Get(is.mesh.settings.RootNamespace); root != nil {
 		g.meshPolicy = wide(g.seen(root))
+		g.access = accessOf(was.access, root, is.mesh)
+		is.access = g.access
 	}
 	changed = map[string]changes{}
 	problems := slices.Concat(snap.Problems, is.mesh.problems)
@@ -76,7 +79,7 @@ func translate(was *memo, snap *index.Snapshot) (is *memo, changed map[string]ch
 		if is.namespaces[ns.Name] = n; n != before {
 			changed[ns.Name] = what
 		}
-		for _, more := range [][]diag.Problem{n.auth.problems, n.serviceProblems, n.podProblems, n.resourceProblems, n.rules.problems, n.virtual.problems} {
+		for _, more := range [][]diag.Problem{n.auth.problems, n.serviceProblems, n.podProblems, n.resourceProblems, n.rules.problems, n.virtual.problems, n.accessProblems()} {
 			problems = append(problems, more...)
 		}
 	}

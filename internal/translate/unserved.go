@@ -10,7 +10,8 @@ import (
 // served are the kinds of Istio's API that this version carries out. An object of another kind is refused aloud: it has no effect,
 // and its owner is told so.
 var served = map[index.Kind]bool{
-	index.DestinationRules: true, index.PeerAuthentications: true, index.VirtualServices: true,
+	index.AuthorizationPolicies: true, index.DestinationRules: true, index.PeerAuthentications: true, index.RequestAuthentications: true,
+	index.VirtualServices: true,
 }
 
 // resourceProblems are what is wrong with the objects of Istio's API of one namespace, each looked at alone.

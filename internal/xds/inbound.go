@@ -8,6 +8,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/ref"
 	"github.com/selvage-mesh/selvage/internal/xds/envoy"
+	"github.com/selvage-mesh/selvage/internal/xds/filter"
 )
 
 // inbound is what leads to a proxy's own workload.
@@ -58,14 +59,14 @@ func (b build) virtualInbound(in *mesh.Inbound, ports []mesh.InboundPort) (Resou
 		envoy.Chain("virtualInbound-blackhole", envoy.Match{Port: envoy.InboundPort}.Proto(),
 			envoy.TCPProxy(envoy.BlackHoleCluster, envoy.BlackHoleCluster, b.accessLog().Loggers()), nil),
 	}
-	refs := slices.Clone(in.Refs)
+	refs, access := slices.Clone(in.Refs), filter.For(in.Access)
 	for _, p := range ports {
-		l.FilterChains = append(l.FilterChains, b.chains(served{name: "inbound_" + port(p.Number), cluster: inboundName(p.Number), port: p})...)
+		l.FilterChains = append(l.FilterChains, b.chains(served{name: "inbound_" + port(p.Number), cluster: inboundName(p.Number), port: p, access: access})...)
 		refs = append(refs, p.Refs...)
 	}
 	// Ports that no service leads to: whatever speaks there, it is carried as bytes.
 	rest := mesh.InboundPort{Protocol: mesh.TCP, MTLS: in.MTLS}
-	l.FilterChains = append(l.FilterChains, b.chains(served{name: "virtualInbound-catchall", cluster: envoy.InboundPassthroughCluster, port: rest})...)
+	l.FilterChains = append(l.FilterChains, b.chains(served{name: "virtualInbound-catchall", cluster: envoy.InboundPassthroughCluster, port: rest, access: access})...)
 	return b.resource(name, l, refs)
 }
 
@@ -96,6 +97,7 @@ type served struct {
 	name    string // of the filter chains
 	cluster string
 	port    mesh.InboundPort
+	access  filter.Access
 }
 
 // chains gives the ways into one port. A connection that matches none is closed, which is how STRICT refuses plain text.
@@ -106,22 +108,35 @@ func (b build) chains(s served) []*listenerv3.FilterChain {
 		if s.port.Protocol.IsHTTP() {
 			alpn = []string{"h2", "http/1.1"}
 		}
-		return envoy.Chain(s.name+"_mtls", match.Proto(), b.serve(s, true), envoy.DownstreamTLS(b.settings.TrustDomain, alpn...))
+		return s.guarded(envoy.Chain(s.name+"_mtls", match.Proto(), b.serve(s, true), envoy.DownstreamTLS(b.trustDomains(), alpn...)))
 	}
 	switch s.port.MTLS {
 	case mesh.Strict:
 		return []*listenerv3.FilterChain{mutual(envoy.Match{Port: n, Transport: envoy.TransportTLS})}
 	case mesh.Disabled:
-		return []*listenerv3.FilterChain{envoy.Chain(s.name+"_plain", envoy.Match{Port: n}.Proto(), b.serve(s, false), nil)}
+		return []*listenerv3.FilterChain{s.guarded(envoy.Chain(s.name+"_plain", envoy.Match{Port: n}.Proto(), b.serve(s, false), nil))}
 	case mesh.Permissive:
 	}
 	return []*listenerv3.FilterChain{
 		mutual(envoy.Match{Port: n, Transport: envoy.TransportTLS, ALPN: envoy.MeshALPN}),
-		envoy.Chain(s.name+"_plain", envoy.Match{Port: n, Transport: envoy.TransportPlain}.Proto(), b.serve(s, false), nil),
+		s.guarded(envoy.Chain(s.name+"_plain", envoy.Match{Port: n, Transport: envoy.TransportPlain}.Proto(), b.serve(s, false), nil)),
 		// TLS of the application's own
-		envoy.Chain(s.name+"_tls", envoy.Match{Port: n, Transport: envoy.TransportTLS}.Proto(),
-			envoy.TCPProxy(s.cluster, s.cluster, b.accessLog().Loggers()), nil),
+		s.guarded(envoy.Chain(s.name+"_tls", envoy.Match{Port: n, Transport: envoy.TransportTLS}.Proto(),
+			envoy.TCPProxy(s.cluster, s.cluster, b.accessLog().Loggers()), nil)),
 	}
+}
+
+// guarded puts the policies for bytes before what carries bytes. Where requests are told apart, serve has put them.
+func (s served) guarded(c *listenerv3.FilterChain) *listenerv3.FilterChain {
+	if !envoy.IsHTTP(c) {
+		c.Filters = slices.Concat(s.access.Network, c.Filters)
+	}
+	return c
+}
+
+// trustDomains are those of the peers whose certificates count.
+func (b build) trustDomains() []string {
+	return append([]string{b.settings.TrustDomain}, b.settings.TrustDomainAliases...)
 }
 
 // serve is the filter that passes a connection's content to the workload.
@@ -130,7 +145,7 @@ func (b build) serve(s served, verified bool) *listenerv3.Filter {
 		return envoy.TCPProxy(s.cluster, s.cluster, b.accessLog().Loggers())
 	}
 	return envoy.HTTPManager{
-		StatPrefix: "inbound_0.0.0.0_" + port(s.port.Number), AccessLogs: b.accessLog().Loggers(), Inbound: true, VerifiedPeer: verified,
+		StatPrefix: "inbound_0.0.0.0_" + port(s.port.Number), AccessLogs: b.accessLog().Loggers(), Inbound: true, VerifiedPeer: verified, Filters: s.access.HTTP,
 		Routes: envoy.LocalRoutes(s.cluster, "inbound|http|"+port(s.port.Number), s.cluster),
 	}.Filter()
 }

@@ -27,6 +27,8 @@ type HTTPManager struct {
 	// VerifiedPeer says that the connection has a client certificate that was checked (inbound only). Without one, what a
 	// client says in X-Forwarded-Client-Cert is dropped.
 	VerifiedPeer bool
+	// Filters stand before all others.
+	Filters []*hcmv3.HttpFilter
 	// PodRouting adds the filters that PodHost configures.
 	PodRouting bool
 }
@@ -62,6 +64,7 @@ func (h HTTPManager) Filter() *listenerv3.Filter {
 			Subject: isTrue(), Dns: true, Uri: true,
 		}
 	}
+	m.HttpFilters = append(m.HttpFilters, h.Filters...)
 	if h.PodRouting {
 		m.HttpFilters = append(m.HttpFilters,
 			httpFilter(headerMutation, &headermutationv3.HeaderMutation{}), httpFilter(headerToMetadata, &headertometadatav3.Config{}))
@@ -70,10 +73,11 @@ func (h HTTPManager) Filter() *listenerv3.Filter {
 		m.HttpFilters = append(m.HttpFilters, httpFilter(faultFilter, &faultv3.HTTPFault{}), httpFilter(corsFilter, &corsv3.Cors{}))
 	}
 	m.HttpFilters = append(m.HttpFilters, router())
-	return networkFilter("envoy.filters.network.http_connection_manager", m)
+	return networkFilter(httpManager, m)
 }
 
 const (
+	httpManager      = "envoy.filters.network.http_connection_manager"
 	headerMutation   = "envoy.filters.http.header_mutation"
 	headerToMetadata = "envoy.filters.http.header_to_metadata"
 	faultFilter      = "envoy.filters.http.fault"

@@ -103,6 +103,16 @@ func Chain(name string, match *listenerv3.FilterChainMatch, filter *listenerv3.F
 	return chain
 }
 
+// IsHTTP reports whether a chain reads HTTP.
+func IsHTTP(c *listenerv3.FilterChain) bool {
+	for _, f := range c.GetFilters() {
+		if f.GetName() == httpManager {
+			return true
+		}
+	}
+	return false
+}
+
 // Match chooses a filter chain; zero fields match everything. Envoy looks at the port first, then at the transport protocol,
 // then at ALPN, and does not go back: a connection to a port that some chain names is never given to a chain without a port.
 type Match struct {

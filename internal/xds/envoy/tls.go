@@ -87,11 +87,15 @@ func alternativeName(name string) *tlsv3.SubjectAltNameMatcher {
 	return &tlsv3.SubjectAltNameMatcher{SanType: kind, Matcher: m}
 }
 
-// DownstreamTLS is the server's side of the mesh's mutual TLS: the client must show a certificate of the trust domain.
-func DownstreamTLS(trustDomain string, alpn ...string) *corev3.TransportSocket {
+// DownstreamTLS is the server's side of the mesh's mutual TLS: the client must show a certificate of one of the trust domains.
+func DownstreamTLS(trustDomains []string, alpn ...string) *corev3.TransportSocket {
+	sans := make([]*tlsv3.SubjectAltNameMatcher, len(trustDomains))
+	for i, d := range trustDomains {
+		sans[i] = inTrustDomain(d)
+	}
 	return tlsSocket(&tlsv3.DownstreamTlsContext{
 		RequireClientCertificate: isTrue(),
-		CommonTlsContext:         commonTLS(alpn, []*tlsv3.SubjectAltNameMatcher{inTrustDomain(trustDomain)}),
+		CommonTlsContext:         commonTLS(alpn, sans),
 	})
 }
 

@@ -1,0 +1,113 @@
+package translate
+
+import (
+	"slices"
+	"strings"
+
+	securityapi "istio.io/api/security/v1beta1"
+
+	"github.com/selvage-mesh/selvage/internal/diag"
+	"github.com/selvage-mesh/selvage/internal/index"
+	"github.com/selvage-mesh/selvage/internal/mesh"
+)
+
+// tokenPart translates one RequestAuthentication. Of one that cannot be read nothing is known, and nothing is done: what a token
+// may do is a policy's to say, and without a checked token no policy that wants one lets anything through.
+func tokenPart(r *index.Resource, m *meshWide) *accessPart {
+	part := &accessPart{source: r}
+	p := &policyReader{reader: reader{object: r.Ref()}, namespace: r.Namespace, mesh: m}
+	spec, ok := r.Spec.(*securityapi.RequestAuthentication)
+	if !ok || spec == nil {
+		part.nothing = true
+		return part
+	}
+	part.selector, part.nothing = selectorOf(spec.GetSelector(), spec.GetTargetRef(), spec.GetTargetRefs())
+	for i, rule := range spec.GetJwtRules() {
+		part.tokens = append(part.tokens, p.token(at("spec.jwtRules", i), rule))
+	}
+	part.problems = append(p.problems, refusedFields(p.object, spec)...)
+	return part
+}
+
+// token translates one issuer. Whatever is wrong with its keys, the issuer stays: its tokens are refused then.
+func (p *policyReader) token(field string, rule *securityapi.JWTRule) *mesh.Token {
+	t := &mesh.Token{
+		Issuer: rule.GetIssuer(), Audiences: rule.GetAudiences(), Params: rule.GetFromParams(), Cookies: rule.GetFromCookies(),
+		Forward: rule.GetForwardOriginalToken(), PayloadHeader: rule.GetOutputPayloadToHeader(), Ref: p.object,
+	}
+	// A scope is a list with spaces between its items (RFC 8693): policies ask for one of them.
+	t.Lists = slices.Compact(slices.Sorted(slices.Values(append([]string{"permission", "scope"}, rule.GetSpaceDelimitedClaims()...))))
+	for _, h := range rule.GetFromHeaders() {
+		t.Headers = append(t.Headers, mesh.TokenHeader{Name: h.GetName(), Prefix: h.GetPrefix()})
+	}
+	for _, c := range rule.GetOutputClaimToHeaders() {
+		t.ClaimHeaders = append(t.ClaimHeaders, mesh.ClaimHeader{Header: c.GetHeader(), Claim: c.GetClaim()})
+	}
+	if t.Issuer == "" {
+		p.fail(diag.InvalidField, field+".issuer", "it is missing", "name the issuer, as the claim iss of its tokens does")
+	}
+	t.Keys = p.keys(field, rule)
+	return t
+}
+
+func (p *policyReader) keys(field string, rule *securityapi.JWTRule) string {
+	const refused = "; until then every token of this issuer is refused"
+	if inline := rule.GetJwks(); inline != "" {
+		if !isKeySet(inline) {
+			p.fail(diag.InvalidField, field+".jwks", "it is no JSON web key set with a key that can be used"+refused, `write {"keys": [...]}`)
+			return noKeys()
+		}
+		return inline
+	}
+	uri := KeyURI(rule)
+	known, ok := p.mesh.keys.Get(uri)
+	switch {
+	case ok && isKeySet(known.Text):
+		if known.Error != "" {
+			p.add(diag.SourceUnavailable, diag.Warning, field+".jwksUri", "the keys of "+uri+" cannot be read any more: "+known.Error+"; those read last stay in force", "see to it that the control plane reaches it")
+		}
+		return known.Text
+	case ok && known.Error == "":
+		p.add(diag.InvalidField, diag.Error, field+".jwksUri", "what "+uri+" gives is no JSON web key set with a key that can be used"+refused, "see what it answers")
+	case ok:
+		p.add(diag.SourceUnavailable, diag.Error, field+".jwksUri", "the keys of "+uri+" cannot be read: "+known.Error+refused,
+			"see to it that the control plane reaches it, or write the keys into jwks")
+	default:
+		p.add(diag.SourceUnavailable, diag.Warning, field+".jwksUri", "the keys of "+uri+" were not read yet"+refused, "write the keys into jwks if they do not come")
+	}
+	return noKeys()
+}
+
+// KeyURI is where the keys of an issuer are read that are not in the rule: its jwksUri, or what its discovery document says.
+func KeyURI(rule *securityapi.JWTRule) string {
+	switch {
+	case rule.GetJwks() != "":
+		return ""
+	case rule.GetJwksUri() != "":
+		return rule.GetJwksUri()
+	}
+	return strings.TrimSuffix(rule.GetIssuer(), "/") + index.Discovery
+}
+
+// KeyURIs are where the keys of a snapshot's issuers are to be read, each once, in no order.
+func KeyURIs(snap *index.Snapshot) []string {
+	wanted := map[string]bool{}
+	for _, ns := range snap.Namespaces.All() {
+		for _, r := range ns.Resources(index.RequestAuthentications).All() {
+			spec, ok := r.Spec.(*securityapi.RequestAuthentication)
+			if !ok {
+				continue
+			}
+			for _, rule := range spec.GetJwtRules() {
+				if uri := KeyURI(rule); uri != "" {
+					wanted[uri] = true
+				}
+			}
+		}
+	}
+	uris := make([]string, 0, len(wanted))
+	for uri := range wanted {
+		uris = append(uris, uri)
+	}
+	return uris
+}
