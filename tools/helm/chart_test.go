@@ -184,6 +184,13 @@ func TestTheChartGivesTheObjectsOfInstall(t *testing.T) {
 		"a sidecar's image by its digest": {"image: {proxy: \"c.example/d@sha256:0000\"}", []string{"--proxy-image", "c.example/d@sha256:0000"}},
 		"names and logs": {`{clusterID: east-1, trustDomain: other.example, logLevel: debug, nativeSidecars: "false"}`,
 			[]string{"--cluster-id", "east-1", "--trust-domain", "other.example", "--log-level", "debug", "--native-sidecars", "false"}},
+		"another authority": {`{revision: canary, ca: {address: "cert-manager-istio-csr.cert-manager.svc:443"}}`,
+			[]string{"--revision", "canary", "--ca-address", "cert-manager-istio-csr.cert-manager.svc:443"}},
+		"another authority, with roots that are distributed": {`{ca: {address: "ca.example:443", roots: the-roots, tlsSecret: own-tls}}`,
+			[]string{"--ca-address", "ca.example:443", "--ca-roots", "the-roots", "--ca-tls-secret", "own-tls"}},
+		"a signer of Kubernetes": {`{ca: {signer: example.com/mesh, roots: the-roots}}`, []string{"--ca-signer", "example.com/mesh", "--ca-roots", "the-roots"}},
+		"a signer with roots in the mesh configuration": {"ca: {signer: example.com/mesh}\nmeshConfig:" + strings.ReplaceAll("\n"+signerMesh, "\n", "\n  "),
+			[]string{"--ca-signer", "example.com/mesh", "--mesh-config", "SIGNER"}},
 		"a mesh configuration": {"meshConfig:" + indented, []string{"--mesh-config", "FILE"}},
 		"a mesh configuration, and a trust domain beside it": {"revision: asm-2\ntrustDomain: other.example\nmeshConfig:" + indented,
 			[]string{"--mesh-config", "FILE", "--trust-domain", "other.example", "--revision", "asm-2"}},
@@ -195,6 +202,8 @@ func TestTheChartGivesTheObjectsOfInstall(t *testing.T) {
 				switch arg {
 				case "FILE":
 					args[i] = file(t, meshConfig)
+				case "SIGNER":
+					args[i] = file(t, signerMesh)
 				case "--revision":
 					if args[i+1] != "default" {
 						revision = args[i : i+2]
@@ -220,6 +229,24 @@ func TestTheChartGivesTheObjectsOfInstall(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// signerMesh is a mesh configuration with the roots of a signer.
+const signerMesh = "caCertificates: [{certSigners: [example.com/mesh], pem: the roots of the signer}]"
+
+// TestTheChartRefusesAuthoritiesThatInstallRefuses, before anything is applied.
+func TestTheChartRefusesAuthoritiesThatInstallRefuses(t *testing.T) {
+	for values, want := range map[string]string{
+		"{ca: {address: \"a.example:1\", signer: b.example/c}}": "one authority signs for the mesh",
+		"{ca: {roots: r}}":              "are for an authority elsewhere",
+		"{ca: {signer: b.example/c}}":   "the roots of signer b.example/c are not known",
+		"{ca: {address: \"no port\"}}":  "ca.address",
+		"{ca: {tlsSecret: s, nope: x}}": "nope",
+	} {
+		if _, err := render(engine.Engine{Strict: true}, values); err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), "/", "."), strings.ReplaceAll(want, "/", ".")) {
+			t.Errorf("%s: %v; want an error that says %q", values, err, want)
+		}
 	}
 }
 

@@ -9,11 +9,31 @@
 {{- end }}
 
 {{- define "selvage.check" -}}
+{{- include "selvage.checkCA" . }}
 {{- if ne .Release.Namespace "istio-system" }}
 {{- fail (printf "the mesh's own namespace is istio-system, not %s: install with --namespace istio-system --create-namespace" .Release.Namespace) }}
 {{- end }}
 {{- if and .Values.everyNamespace (ne (include "selvage.revision" .) "default") (not .Values.setDefault) }}
 {{- fail (printf "namespaces without a label get sidecars from the default revision: everyNamespace wants setDefault for revision %s" (include "selvage.revision" .)) }}
+{{- end }}
+{{- end }}
+
+{{- define "selvage.checkCA" -}}
+{{- $ca := .Values.ca }}
+{{- if and $ca.address $ca.signer }}
+{{- fail "ca.address and ca.signer are given: one authority signs for the mesh" }}
+{{- end }}
+{{- if and (or $ca.roots $ca.tlsSecret) (not (or $ca.address $ca.signer)) }}
+{{- fail "ca.roots and ca.tlsSecret are for an authority elsewhere: give ca.address or ca.signer" }}
+{{- end }}
+{{- if and $ca.signer (not $ca.roots) }}
+{{- $known := false }}
+{{- range (get .Values.meshConfig "caCertificates" | default list) }}
+{{- if and .pem (has $ca.signer (.certSigners | default list)) }}{{ $known = true }}{{ end }}
+{{- end }}
+{{- if not $known }}
+{{- fail (printf "the roots of signer %s are not known: give meshConfig.caCertificates with pem and certSigners: [%s], or a ConfigMap (ca.roots)" $ca.signer $ca.signer) }}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -50,6 +50,10 @@ var choices = []string{
 	`$meshed`,
 	`$inUse`,
 	`$labels`,
+	`.Values.ca.address`,
+	`.Values.ca.signer`,
+	`.Values.ca.roots`,
+	`.Values.ca.tlsSecret`,
 }
 
 // choose gives the options of one set of choices; ok is false when they exclude each other, and the chart refuses them.
@@ -68,6 +72,7 @@ func choose(yes []bool) (o install.Options, ok bool) {
 			o.Guards[guard] = policy.Warn
 		}
 	}
+	elsewhere(&o, yes[4+len(policy.AllGuards):])
 	if !isDefault {
 		o.Revision = revisionWord
 		if setDefault {
@@ -75,6 +80,21 @@ func choose(yes []bool) (o install.Options, ok bool) {
 		}
 	}
 	return o, o.Validate() == nil
+}
+
+// elsewhere lets somebody else sign.
+func elsewhere(o *install.Options, yes []bool) {
+	for i, field := range []struct {
+		option *string
+		word   string
+	}{{&o.Authority.Address, addressWord}, {&o.Authority.Signer, signerWord}, {&o.Authority.Roots, rootsWord}, {&o.Authority.TLSSecret, tlsWord}} {
+		if yes[i] {
+			*field.option = field.word
+		}
+	}
+	if o.Authority.Signer != "" && o.Authority.Roots == "" { // the chart's own mesh configuration comes from its values
+		o.MeshConfig = []byte("caCertificates: [{certSigners: [" + signerWord + "], pem: of the signer}]\n")
+	}
 }
 
 // rendering is an installation with stand-ins: the text of each object by its name without the revision's.

@@ -32,6 +32,10 @@ const (
 	policyWord     = "policystandin."
 	mutatingWord   = "mutatingstandin"
 	modeWord       = "modestandin."
+	addressWord    = "addressstandin.example:15012"
+	signerWord     = "signerstandin.example/mesh"
+	rootsWord      = "rootsstandin"
+	tlsWord        = "tlsstandin"
 	replicasNumber = 424242
 )
 
@@ -39,6 +43,7 @@ const (
 var words = map[string]string{
 	revisionWord: "$revision", imageWord: `include "selvage.image" .`, hubWord: "$proxy.hub", proxyWord: "$proxy.image", tagWord: "$proxy.tag",
 	pullWord: ".Values.image.pullPolicy", clusterWord: ".Values.clusterID", trustWord: `include "selvage.trustDomain" .`, levelWord: ".Values.logLevel",
+	addressWord: ".Values.ca.address", signerWord: ".Values.ca.signer", rootsWord: ".Values.ca.roots", tlsWord: ".Values.ca.tlsSecret",
 	mutatingWord: "$mutating", everyWord: ".Values.everyNamespace", nativeWord: ".Values.nativeSidecars", fmt.Sprint(replicasNumber): "int .Values.replicas",
 }
 
