@@ -38,8 +38,10 @@ type Config struct {
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 
-	// Debounce is how long the mesh must be quiet before a change is pushed (100 ms), MaxDebounce how long a change waits at
-	// most (1 s). EndpointDebounce is the quiet time when nothing but endpoints changed (5 ms; at most ten times as long).
+	// Debounce is how long the mesh must be quiet before a change is pushed (100 ms) that comes so soon after another push,
+	// MaxDebounce how long such a change waits at most (1 s); a change after a longer time of quiet waits for nothing.
+	// EndpointDebounce is the quiet time when nothing but endpoints changed (5 ms; at most ten times as long, and only within
+	// that time after another push).
 	Debounce, MaxDebounce, EndpointDebounce time.Duration
 	// PodWait is how long a proxy waits for its pod to be known before it is refused (20 s).
 	PodWait time.Duration
@@ -96,6 +98,7 @@ type Server struct {
 	rejection rejectionLog
 
 	state    atomic.Pointer[state]
+	pushed   time.Time // when it was made the newest; of Run's goroutine
 	inbox    inbox
 	draining chan struct{} // closed when Run ends
 

@@ -34,15 +34,20 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// due is when a model should be pushed that holds changes since first, the last of which came at latest.
+// due is when a model should be pushed that holds changes since first, the last of which came at latest. The first change after
+// a time of quiet goes out at once; those that follow closely are gathered.
 func (s *Server) due(m *mesh.Model, first, latest time.Time) time.Time {
-	quiet, bound := s.config.Debounce, s.config.MaxDebounce
+	quiet, bound, calm := s.config.Debounce, s.config.MaxDebounce, s.config.Debounce
 	switch old := s.current(); {
 	case old == nil:
 		return first // proxies wait for it
 	case s.onlyEndpoints(old, m):
 		quiet = s.config.EndpointDebounce
 		bound = 10 * quiet
+		calm = bound
+	}
+	if first.Sub(s.pushed) >= calm {
+		return first
 	}
 	at, last := latest.Add(quiet), first.Add(bound)
 	if at.After(last) {
@@ -117,6 +122,7 @@ func (s *Server) advance(m *mesh.Model, since time.Time) {
 	kept := old.recent[max(0, len(old.recent)-keptChanges+1):]
 	next.recent = append(slices.Clone(kept), endpointChange{next.seq, names(changed)})
 	s.state.Store(next)
+	s.pushed = time.Now()
 	if old.model != nil {
 		for _, k := range changed {
 			s.endpoints.forget(old.model.Endpoints[k])

@@ -38,7 +38,8 @@ type Config struct {
 	Log        *slog.Logger          // nil for none
 
 	// Quiet is how long nothing must change before a snapshot is taken, because one command of a user arrives by several
-	// watches; MaxWait is how long it may take altogether when changes go on. Zero for 10 ms and 200 ms.
+	// watches; MaxWait is how long it may take altogether when changes go on. Zero for 10 ms and 200 ms. The first change after
+	// a time of quiet as long as MaxWait waits for a fifth of Quiet only.
 	Quiet, MaxWait time.Duration
 }
 
@@ -97,14 +98,15 @@ func New(c Config) (*Cluster, error) {
 // that cannot be; from then on there is always a world, if an old one while the API server is away.
 func (c *Cluster) Run(ctx context.Context) error {
 	// What client-go would log is in the sources' states, and is logged from there.
-	quiet := klog.NewContext(ctx, klog.Logger{})
+	unlogged := klog.NewContext(ctx, klog.Logger{})
 	for _, s := range c.sources {
-		go c.reflector(s).RunWithContext(quiet)
+		go c.reflector(s).RunWithContext(unlogged)
 	}
 	if c.config.OnGone != nil {
-		go c.accounts().RunWithContext(quiet)
+		go c.accounts().RunWithContext(unlogged)
 	}
 	var last *index.Snapshot
+	var taken time.Time // when last was
 	for {
 		select {
 		case <-ctx.Done():
@@ -114,11 +116,16 @@ func (c *Cluster) Run(ctx context.Context) error {
 		if !c.gathered() {
 			continue
 		}
-		if !c.settle(ctx) {
+		quiet := c.config.Quiet
+		if time.Since(taken) >= c.config.MaxWait {
+			quiet /= 5
+		}
+		if !c.settle(ctx, quiet) {
 			return nil
 		}
 		c.mu.Lock()
 		snapshot := c.builder.Snapshot()
+		taken = time.Now()
 		first := !c.published
 		c.mu.Unlock()
 		if snapshot == last {
@@ -137,12 +144,12 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 }
 
-// settle waits for a moment without changes, and reports false when ctx ended first.
-func (c *Cluster) settle(ctx context.Context) bool {
+// settle waits until nothing has changed for as long as quiet, and reports false when ctx ended first.
+func (c *Cluster) settle(ctx context.Context, quiet time.Duration) bool {
 	limit := time.NewTimer(c.config.MaxWait)
 	defer limit.Stop()
 	for {
-		calm := time.NewTimer(c.config.Quiet)
+		calm := time.NewTimer(quiet)
 		select {
 		case <-ctx.Done():
 			calm.Stop()
