@@ -98,7 +98,7 @@ func (a *app) installCommand() *cobra.Command {
 	f.StringVar(&o.StatusAddress, "status-address", "", "HOST:PORT where status finds a control plane outside the cluster (default: where its Service leads)")
 	f.BoolVar(&o.SkipCRDs, "skip-crds", false, "use the custom resource definitions of Istio's API that the cluster has")
 	f.BoolVar(&o.HeldWebhooks, "held-webhooks", o.HeldWebhooks, "let the API server keep the caBundle of the webhooks right (from Kubernetes 1.36)")
-	f.StringSliceVar(&flags.guards, "guard", nil, "GUARD=MODE: Off, Warn (the default), Audit or Deny for the guard meshed, in-use, labels or all; may be repeated")
+	f.StringSliceVar(&flags.guards, "guard", nil, "GUARD=MODE: Off, Warn (the default), Audit or Deny for the guard meshed, in-use, labels, config or all; may be repeated")
 	f.StringVar(&flags.policies, "mutating-policies", o.MutatingPolicies, "with --dry-run -o: version of MutatingAdmissionPolicy in what is printed: v1, v1beta1 or none")
 	f.BoolVar(&flags.dryRun, "dry-run", false, "change nothing: show what would change, or with -o yaml or json print the objects")
 	f.BoolVar(&flags.diff, "diff", false, "change nothing: show what would change, with -o yaml or json for a program")

@@ -18,10 +18,11 @@ const (
 	MeshedGuard Guard = "meshed" // a pod that asks for a sidecar and has none at the end of admission
 	InUseGuard  Guard = "in-use" // the deletion of what a revision's users hang on
 	LabelsGuard Guard = "labels" // labels about injection that have no effect or lead nowhere
+	ConfigGuard Guard = "config" // objects of Istio's API that mean nothing, looked at alone
 )
 
 // AllGuards are the guards, in the order of the documentation.
-var AllGuards = []Guard{MeshedGuard, InUseGuard, LabelsGuard}
+var AllGuards = []Guard{MeshedGuard, InUseGuard, LabelsGuard, ConfigGuard}
 
 // Mode is what a guard does about what it finds.
 type Mode string
@@ -68,7 +69,7 @@ func (g Guards) With(settings []string) (Guards, error) {
 		case slices.Contains(AllGuards, Guard(name)):
 			out[Guard(name)] = modes[at]
 		default:
-			return nil, fmt.Errorf("there is no guard %q: meshed, in-use and labels are, and all for every one", name)
+			return nil, fmt.Errorf("there is no guard %q: meshed, in-use, labels and config are, and all for every one", name)
 		}
 	}
 	return out, nil
@@ -84,13 +85,22 @@ const (
 	labelsName = "selvage-guard-labels"
 	// workloadsName is the part of the labels guard that looks at pod templates.
 	workloadsName = "selvage-guard-labels-workloads"
+	configName    = "selvage-guard-config" // with -KINDS
 
 	// RevisionsName is the parameter that all revisions share: which there are, and who uses them.
 	RevisionsName = "selvage-revisions"
 )
 
 // SharedNames are the names of all objects that Shared may give.
-var SharedNames = []string{inUseName, labelsName, workloadsName, RevisionsName}
+var SharedNames = sharedNames()
+
+func sharedNames() []string {
+	names := []string{inUseName, labelsName, workloadsName, RevisionsName}
+	for _, c := range configs {
+		names = append(names, c.name())
+	}
+	return names
+}
 
 // OfRevision gives the guards of one revision; own is the mesh's namespace.
 func (g Guards) OfRevision(rev, own string) (out []runtime.Object) {
@@ -102,16 +112,20 @@ func (g Guards) OfRevision(rev, own string) (out []runtime.Object) {
 
 // Shared gives the guards that all revisions share; own is the mesh's namespace.
 func (g Guards) Shared(own string) (out []runtime.Object) {
-	if !g.on(InUseGuard) && !g.on(LabelsGuard) {
-		return nil
+	if g.on(InUseGuard) || g.on(LabelsGuard) {
+		out = append(out, parameter(sharedMeta(RevisionsName)))
 	}
-	out = append(out, parameter(sharedMeta(RevisionsName)))
 	if g.on(InUseGuard) {
 		out = append(out, inUse(own, g[InUseGuard])...)
 	}
 	if g.on(LabelsGuard) {
 		out = append(out, namespaceLabels(g[LabelsGuard])...)
 		out = append(out, workloadLabels(g[LabelsGuard])...)
+	}
+	if g.on(ConfigGuard) {
+		for _, c := range configs {
+			out = append(out, c.guard(g[ConfigGuard])...)
+		}
 	}
 	return out
 }

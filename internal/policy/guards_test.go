@@ -15,7 +15,7 @@ import (
 
 func TestSettingsOfGuards(t *testing.T) {
 	got, err := policy.DefaultGuards().With([]string{"all=audit", "meshed=Deny", "labels=off"})
-	if want := (policy.Guards{"meshed": policy.Deny, "in-use": policy.Audit, "labels": policy.Off}); err != nil || !maps.Equal(got, want) {
+	if want := (policy.Guards{"meshed": policy.Deny, "in-use": policy.Audit, "labels": policy.Off, "config": policy.Audit}); err != nil || !maps.Equal(got, want) {
 		t.Errorf("%v (%v), want %v", got, err, want)
 	}
 	for setting, cause := range map[string]string{"meshed": "GUARD=MODE", "meshed=Sometimes": "Off, Warn, Audit and Deny", "pods=Deny": `no guard "pods"`} {
@@ -54,8 +54,8 @@ func TestNothingFailsClosed(t *testing.T) {
 			check(p.Name, nil, p.Spec.ParamRef)
 		}
 	}
-	if seen != 10 {
-		t.Errorf("%d policies and bindings were looked at, want 10", seen)
+	if seen != 26 {
+		t.Errorf("%d policies and bindings were looked at, want 26", seen)
 	}
 }
 

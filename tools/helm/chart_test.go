@@ -168,8 +168,8 @@ func TestTheChartGivesTheObjectsOfInstall(t *testing.T) {
 	}{
 		"nothing said":                {"", nil},
 		"webhooks that are not held":  {"heldWebhooks: false", []string{"--held-webhooks=false"}},
-		"guards":                      {"{revision: canary, guards: {meshed: Deny, in-use: Off, labels: Audit}}", []string{"--revision", "canary", "--guard", "meshed=Deny,in-use=Off,labels=Audit"}},
-		"no guards":                   {"{heldWebhooks: false, guards: {meshed: Off, in-use: Off, labels: Off}}", []string{"--held-webhooks=false", "--guard", "all=Off"}},
+		"guards":                      {"{revision: canary, guards: {meshed: Deny, in-use: Off, labels: Audit, config: Deny}}", []string{"--revision", "canary", "--guard", "meshed=Deny,in-use=Off,labels=Audit,config=Deny"}},
+		"no guards":                   {"{heldWebhooks: false, guards: {meshed: Off, in-use: Off, labels: Off, config: Off}}", []string{"--held-webhooks=false", "--guard", "all=Off"}},
 		"a revision":                  {"revision: asm-1234-1", []string{"--revision", "asm-1234-1"}},
 		"a revision that is a number": {`revision: "123"`, []string{"--revision", "123"}},
 		"a default of another name":   {"{revision: canary, setDefault: true}", []string{"--revision", "canary", "--set-default"}},

@@ -50,6 +50,7 @@ var choices = []string{
 	`$meshed`,
 	`$inUse`,
 	`$labels`,
+	`$config`,
 	`.Values.ca.address`,
 	`.Values.ca.signer`,
 	`.Values.ca.roots`,

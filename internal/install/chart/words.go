@@ -58,6 +58,7 @@ const head = "{{- /* " + mark + ` */ -}}
 {{- $meshed := not (has (toString .Values.guards.meshed) (list "Off" "false")) }}
 {{- $inUse := not (has (toString (index .Values.guards "in-use")) (list "Off" "false")) }}
 {{- $labels := not (has (toString .Values.guards.labels) (list "Off" "false")) }}
+{{- $config := not (has (toString .Values.guards.config) (list "Off" "false")) }}
 `
 
 // text is an object as YAML with stand-ins, on lines that are never folded.
