@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"ads":           {"ads/session", "diag", "mesh", "pki", "ref", "scope", "trust", "xds"},
 	"kube":          {"diag", "index", "ref"},
 	"jsonscan":      {},
+	"jwks":          {"index"},
 	"validate":      {"diag", "ref"},
 	"inject":        {"diag", "jsonscan", "ref", "version"},
 	"webhook":       {"diag", "inject", "jsonscan", "probe/verdict", "ref", "validate"},

@@ -318,7 +318,8 @@ func (p *sidecar) complete() bool {
 			return false
 		}
 	}
-	return p.of(clusterType).answered && p.of(listenerType).answered
+	hosts := p.of(virtualHostType)
+	return p.of(clusterType).answered && p.of(listenerType).answered && hosts.answered == hosts.asked
 }
 
 // notice tells whoever waits for a change that this sidecar has it.

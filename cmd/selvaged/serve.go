@@ -21,6 +21,7 @@ import (
 	"github.com/selvage-mesh/selvage/internal/ca"
 	"github.com/selvage-mesh/selvage/internal/index"
 	"github.com/selvage-mesh/selvage/internal/inject"
+	"github.com/selvage-mesh/selvage/internal/jwks"
 	"github.com/selvage-mesh/selvage/internal/kube"
 	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/podwatch"
@@ -81,11 +82,13 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	var model *mesh.Model // these two are used by the cluster's goroutine alone
 	found := problemLog{log: log}
+	var issuers *jwks.Fetcher
 	cluster, err := kube.New(kube.Config{
 		Kubernetes: client, Dynamic: clients.own, Namespace: o.namespace, Revision: o.revision, TrustDomain: o.trustDomain,
 		Events: recorder, Registerer: metrics, Log: log,
 		OnGone: func(uid types.UID) { authority.Gone(string(uid)) },
 		OnSnapshot: func(s *index.Snapshot) {
+			issuers.Want(translate.KeyURIs(s))
 			next, problems := translate.Model(model, s)
 			found.report(problems)
 			if next != model {
@@ -94,6 +97,10 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			}
 		},
 	})
+	if err != nil {
+		return err
+	}
+	issuers, err = jwks.New(jwks.Config{OnKeys: cluster.SetKeys, OnGone: cluster.ForgetKeys, Log: log})
 	if err != nil {
 		return err
 	}
@@ -175,6 +182,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	work.Go(func() error { return reporter.Run(ctx) })
 	work.Go(func() error { return injection.run(ctx) })
 	work.Go(func() error { return cluster.Run(ctx) })
+	work.Go(func() error { return issuers.Run(ctx) })
 	work.Go(func() error { return proxies.Run(ctx) })
 	work.Go(func() error { return held.Run(ctx) })
 	work.Go(func() error { return webhooks.Run(ctx) })

@@ -28,12 +28,9 @@ var refusals = map[protoreflect.FullName]string{
 	"istio.networking.v1alpha3.HTTPMatchRequest.source_labels":                      "the match never holds",
 	"istio.networking.v1alpha3.HTTPFaultInjection.Delay.exponential_delay":          "nothing is delayed",
 	"istio.networking.v1alpha3.HTTPFaultInjection.Abort.http2_error":                "nothing is ended",
-	"istio.security.v1beta1.JWTRule.jwks_uri":                                       unfetched, "istio.security.v1beta1.JWTRule.timeout": unfetched,
-	"istio.security.v1beta1.AuthorizationPolicy.targetRef": attached, "istio.security.v1beta1.AuthorizationPolicy.targetRefs": attached,
+	"istio.security.v1beta1.AuthorizationPolicy.targetRef":                          attached, "istio.security.v1beta1.AuthorizationPolicy.targetRefs": attached,
 	"istio.security.v1beta1.RequestAuthentication.targetRef": attached, "istio.security.v1beta1.RequestAuthentication.targetRefs": attached,
 }
-
-const unfetched = "the keys of an issuer are not fetched, and until they are in jwks its tokens are refused"
 
 const attached = "it attaches the object to a gateway, a service or a waypoint: the object has no effect on sidecars"
 

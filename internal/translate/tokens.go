@@ -3,6 +3,7 @@ package translate
 import (
 	"slices"
 	"strings"
+	"time"
 
 	securityapi "istio.io/api/security/v1beta1"
 
@@ -89,9 +90,9 @@ func KeyURI(rule *securityapi.JWTRule) string {
 	return strings.TrimSuffix(rule.GetIssuer(), "/") + index.Discovery
 }
 
-// KeyURIs are where the keys of a snapshot's issuers are to be read, each once, in no order.
-func KeyURIs(snap *index.Snapshot) []string {
-	wanted := map[string]bool{}
+// KeyURIs are where the keys of a snapshot's issuers are to be read, with how long each may take; 0 when no object says.
+func KeyURIs(snap *index.Snapshot) map[string]time.Duration {
+	wanted := map[string]time.Duration{}
 	for _, ns := range snap.Namespaces.All() {
 		for _, r := range ns.Resources(index.RequestAuthentications).All() {
 			spec, ok := r.Spec.(*securityapi.RequestAuthentication)
@@ -100,14 +101,10 @@ func KeyURIs(snap *index.Snapshot) []string {
 			}
 			for _, rule := range spec.GetJwtRules() {
 				if uri := KeyURI(rule); uri != "" {
-					wanted[uri] = true
+					wanted[uri] = max(wanted[uri], rule.GetTimeout().AsDuration())
 				}
 			}
 		}
 	}
-	uris := make([]string, 0, len(wanted))
-	for uri := range wanted {
-		uris = append(uris, uri)
-	}
-	return uris
+	return wanted
 }
