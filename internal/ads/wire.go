@@ -20,12 +20,11 @@ import (
 // payload is a resource as it goes over the wire: head and then body. All streams share it.
 type payload struct {
 	// head begins the field `resources` of a DeltaDiscoveryResponse, with a Resource up to the bytes of its Any. The Resource
-	// ends with its own field `resource`, which has the number and type of `resources` in a DiscoveryResponse: from sotw on
-	// the same bytes serve the state of the world.
-	head []byte
-	sotw int
-	body []byte // as it was generated
-	refs []ref.Ref
+	// ends with its own field `resource`, which has the number and type of `resources` in a DiscoveryResponse: its end, sotw,
+	// serves the state of the world. They are buffers once, so that a response to each of a thousand proxies makes none.
+	head, sotw mem.Buffer
+	body       mem.Buffer // as it was generated
+	refs       []ref.Ref
 }
 
 // Field numbers of envoy.service.discovery.v3: Resource, DeltaDiscoveryResponse, DiscoveryResponse.
@@ -48,13 +47,15 @@ func newResource(kind session.Kind, r xds.Resource) *session.Resource {
 	b = protowire.AppendVarint(b, uint64(inner))
 	b = appendString(b, resourceVersion, r.Version)
 	b = appendString(b, resourceName, r.Name)
-	p := &payload{sotw: len(b), body: value, refs: r.Refs}
+	sotw := len(b)
 	b = protowire.AppendTag(b, resourceBody, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(body))
 	b = appendString(b, anyTypeURL, url)
 	b = protowire.AppendTag(b, anyValue, protowire.BytesType)
-	p.head = protowire.AppendVarint(b, uint64(len(value)))
-	made := &session.Resource{Name: r.Name, Version: r.Version, Data: p}
+	b = protowire.AppendVarint(b, uint64(len(value)))
+	made := &session.Resource{Name: r.Name, Version: r.Version, Data: &payload{
+		head: mem.SliceBuffer(b), sotw: mem.SliceBuffer(b[sotw:]), body: mem.SliceBuffer(value), refs: r.Refs,
+	}}
 	if kind == session.Clusters {
 		made.EndpointName = endpointName(r.Name, value)
 	}
@@ -113,18 +114,18 @@ func fields(message []byte, do func(n protowire.Number, value uint64, bytes []by
 
 // frame is a response whose resources are shared bytes. It is a proto.Message that can only be marshalled.
 type frame struct {
-	shared [][]byte
-	own    []byte // type, nonce and the like
+	shared mem.BufferSlice // with room for one more
+	own    []byte          // type, nonce and the like
 	like   protoreflect.ProtoMessage
 }
 
 func newFrame(v session.Variant, r session.Response) *frame {
-	f := &frame{shared: make([][]byte, 0, 2*len(r.Added))}
+	f := &frame{shared: make(mem.BufferSlice, 0, 2*len(r.Added)+1)}
 	if v == session.SotW {
 		f.like = (*discoveryv3.DiscoveryResponse)(nil)
 		for _, a := range r.Added {
 			p := a.Data.(*payload)
-			f.shared = append(f.shared, p.head[p.sotw:], p.body)
+			f.shared = append(f.shared, p.sotw, p.body)
 		}
 		f.own = appendString(f.own, sotwVersion, r.Version)
 		f.own = appendString(f.own, sotwTypeURL, r.TypeURL)
@@ -144,22 +145,10 @@ func newFrame(v session.Variant, r session.Response) *frame {
 	return f
 }
 
-func (f *frame) size() int {
-	n := len(f.own)
-	for _, b := range f.shared {
-		n += len(b)
-	}
-	return n
-}
+func (f *frame) size() int { return len(f.own) + f.shared.Len() }
 
 // buffers is the message in pieces, none of which is copied.
-func (f *frame) buffers() mem.BufferSlice {
-	s := make(mem.BufferSlice, 0, len(f.shared)+1)
-	for _, b := range f.shared {
-		s = append(s, mem.SliceBuffer(b))
-	}
-	return append(s, mem.SliceBuffer(f.own))
-}
+func (f *frame) buffers() mem.BufferSlice { return append(f.shared, mem.SliceBuffer(f.own)) }
 
 // ProtoReflect lets a server without Codec send the frame too, at the cost of a copy.
 func (f *frame) ProtoReflect() protoreflect.Message { return reflected{f.like.ProtoReflect(), f} }
@@ -176,7 +165,7 @@ func (r reflected) ProtoMethods() *protoiface.Methods {
 		Marshal: func(in protoiface.MarshalInput) (protoiface.MarshalOutput, error) {
 			b := in.Buf
 			for _, s := range r.frame.shared {
-				b = append(b, s...)
+				b = append(b, s.ReadOnlyData()...)
 			}
 			return protoiface.MarshalOutput{Buf: append(b, r.frame.own...)}, nil
 		},
