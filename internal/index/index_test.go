@@ -86,7 +86,7 @@ func TestWritesThatTheMeshDoesNotSeeAreNoChange(t *testing.T) {
 		touch(m)
 	}
 	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
-	p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	p.Status.Conditions = []corev1.PodCondition{{Type: corev1.ContainersReady, Status: corev1.ConditionTrue}}
 	p.Status.ContainerStatuses = []corev1.ContainerStatus{{RestartCount: 3}}
 	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, LastHeartbeatTime: metav1.Now()}}
 	set(t, b, s, e, p, n, a, c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Annotations: noisy.Annotations}})

@@ -134,6 +134,9 @@ func projectPod(p *corev1.Pod) *Pod {
 		ips = append(ips, p.Status.PodIP)
 	}
 	out.Addresses = addresses(ips)
+	for _, c := range p.Status.Conditions {
+		out.Ready = out.Ready || c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	}
 	for _, c := range p.Spec.Containers {
 		out.Ports = appendNamedPorts(out.Ports, c)
 	}

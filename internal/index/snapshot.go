@@ -137,6 +137,7 @@ type Pod struct {
 	ServiceAccount  string // never ""
 	Node            string // "" while it is not scheduled
 	Addresses       []netip.Addr
+	Ready           bool // by its own word: condition Ready
 	Labels          map[string]string
 	Ports           []ContainerPort // the named ones, in the order of the containers
 }

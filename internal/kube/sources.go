@@ -330,7 +330,7 @@ func trim(obj any) (any, error) {
 			ServiceAccountName: o.Spec.ServiceAccountName, NodeName: o.Spec.NodeName,
 			Containers: ports(o.Spec.Containers), InitContainers: ports(o.Spec.InitContainers),
 		}
-		o.Status = corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs}
+		o.Status = corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs, Conditions: o.Status.Conditions}
 	case *corev1.Node:
 		o.Annotations, o.Spec, o.Status = nil, corev1.NodeSpec{}, corev1.NodeStatus{}
 	case *corev1.Namespace:

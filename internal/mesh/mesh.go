@@ -57,13 +57,14 @@ const (
 	TCP   Protocol = iota // opaque bytes; also TLS that the application itself terminates
 	HTTP                  // HTTP/1.1
 	HTTP2                 // HTTP/2 without TLS: also gRPC
+	TLS                   // of the application's own, told apart by the name that the client shows
 )
 
 // IsHTTP reports whether requests can be told apart and routed.
 func (p Protocol) IsHTTP() bool { return p == HTTP || p == HTTP2 }
 
 // String is Istio's word for the protocol.
-func (p Protocol) String() string { return [...]string{"TCP", "HTTP", "HTTP2"}[p] }
+func (p Protocol) String() string { return [...]string{"TCP", "HTTP", "HTTP2", "TLS"}[p] }
 
 // Outbound is everything that a proxy may call.
 type Outbound struct {
@@ -91,7 +92,33 @@ type Service struct {
 	ExternalName Host
 	Ports        []*ServicePort // sorted by number
 	Subsets      []*Subset      // sorted by name
-	Refs         []ref.Ref
+	// Resolution is how the endpoints are found.
+	Resolution Resolution
+	// Targets are what AllOfName and OneOfName look up.
+	Targets []Target
+	// Names are those that a server may show to a client whose policy says TLS and no names; none for any.
+	Names []string
+	Refs  []ref.Ref
+}
+
+// Resolution is how the endpoints of a service are found.
+type Resolution uint8
+
+// The resolutions.
+const (
+	Known     Resolution = iota // the model has them
+	AsCalled                    // the address that the client called
+	AllOfName                   // all addresses that the targets' names have
+	OneOfName                   // the first address that the target's name has, for each new connection
+)
+
+// Target is a name, or an address, to which the connections of a service go.
+type Target struct {
+	Name     string
+	Ports    []uint32 // one for each port of the service, in the same order
+	Locality Locality
+	Weight   uint32 // 0 for not said
+	Labels   *Labels
 }
 
 // ServicePort is one port of a service.
@@ -132,6 +159,7 @@ type Endpoint struct {
 	Health   Health
 	MTLS     bool   // a sidecar stands before it and takes mutual TLS
 	Identity string // SPIFFE identity, "" when not known
+	Weight   uint32 // among the endpoints of its locality, 0 for not said
 	Locality Locality
 	Workload WorkloadKey // zero when no pod stands behind the address
 	Labels   *Labels     // of the workload, nil when not known; the same pointer while they are the same

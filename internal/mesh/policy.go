@@ -4,7 +4,8 @@ import "time"
 
 // Subset is a part of a service's endpoints, by their labels, with a policy of its own.
 type Subset struct {
-	Name string
+	Name   string
+	Labels map[string]string // where the endpoints are not in the model
 	// Policies has one for each port of the service, in the same order; nil where the mesh's defaults hold.
 	Policies []*TrafficPolicy
 }

@@ -147,7 +147,13 @@ func dumpOutbound(b *strings.Builder, m *mesh.Model, o, base *mesh.Outbound, cli
 		if svc.ExternalName != "" {
 			b.WriteString(" is " + string(svc.ExternalName))
 		}
+		if svc.Resolution != mesh.Known {
+			fmt.Fprintf(b, " %s", [...]string{"known", "as called", "all of a name", "one of a name"}[svc.Resolution])
+		}
 		b.WriteString(from(svc.Refs) + "\n")
+		for _, t := range svc.Targets {
+			fmt.Fprintf(b, "  at %s %v%s weight %d\n", t.Name, t.Ports, locality(t.Locality), t.Weight)
+		}
 		for i, p := range svc.Ports {
 			fmt.Fprintf(b, "  port %d %q %s%s\n", p.Number, p.Name, p.Protocol, list(" as", p.Identities))
 			if at := list("at", p.Instances); at != "" {
@@ -330,6 +336,9 @@ func endpoint(e mesh.Endpoint) string {
 	}
 	if e.MTLS {
 		out += " mtls"
+	}
+	if e.Weight != 0 {
+		out += fmt.Sprintf(" weight %d", e.Weight)
 	}
 	if e.Identity != "" {
 		out += " " + e.Identity

@@ -129,7 +129,7 @@ func TestWhatIsNoChangeGivesTheSameModel(t *testing.T) {
 	noisy := w.pod(1, 1)
 	noisy.Annotations = map[string]string{"example.com/seen": "now"}
 	noisy.ResourceVersion = "123"
-	noisy.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	noisy.Status.Conditions = []corev1.PodCondition{{Type: corev1.ContainersReady, Status: corev1.ConditionTrue}}
 	set(t, b, noisy)
 	if b.Snapshot() != snap {
 		t.Error("an annotation and a condition of a pod are a change")

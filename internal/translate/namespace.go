@@ -29,6 +29,7 @@ type namespace struct {
 	nodes   *index.Table[*index.Node]
 
 	auth     authentication
+	entries  *entries
 	rules    *rules
 	virtual  *virtualServices
 	access   *access
@@ -104,7 +105,7 @@ func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *
 		prev = prev.stale()
 	}
 	n := &namespace{
-		source: ns, view: g.seen(ns), globals: g, nodes: nodes, auth: prev.auth, rules: prev.rules, virtual: prev.virtual, services: prev.services, pods: prev.pods,
+		source: ns, view: g.seen(ns), globals: g, nodes: nodes, auth: prev.auth, entries: prev.entries, rules: prev.rules, virtual: prev.virtual, services: prev.services, pods: prev.pods,
 		serviceProblems: prev.serviceProblems, podProblems: prev.podProblems, resourceProblems: prev.resourceProblems, selected: prev.selected, inbounds: prev.inbounds,
 	}
 	if prev.source == nil || prev.view.PeerAuthentications != n.view.PeerAuthentications {
@@ -119,6 +120,7 @@ func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *
 	}
 	n.readTraffic(prev)
 	pods, touched := n.translatePods(prev, moved)
+	n.readEntries(prev)
 	return n, changes{n.translateServices(prev, moved, touched), pods}
 }
 
@@ -126,7 +128,7 @@ func translateNamespace(prev *namespace, ns *index.Namespace, g globals, nodes *
 func (n *namespace) stale() *namespace {
 	s := &namespace{view: &index.Namespace{}}
 	if n != nil {
-		s.services, s.pods, s.inbounds = n.services, n.pods, n.inbounds
+		s.services, s.pods, s.inbounds, s.entries = n.services, n.pods, n.inbounds, n.entries
 		s.serviceProblems, s.podProblems, s.access = n.serviceProblems, n.podProblems, n.access
 	}
 	return s

@@ -26,6 +26,7 @@ var refusals = map[protoreflect.FullName]string{
 	"istio.networking.v1alpha3.VirtualService.tls":                                  "connections go to the service that the client called",
 	"istio.networking.v1alpha3.VirtualService.tcp":                                  "connections go to the service that the client called",
 	"istio.networking.v1alpha3.HTTPMatchRequest.source_labels":                      "the match never holds",
+	"istio.networking.v1alpha3.WorkloadEntry.network":                               "the address is called as it is",
 	"istio.networking.v1alpha3.HTTPFaultInjection.Delay.exponential_delay":          "nothing is delayed",
 	"istio.networking.v1alpha3.HTTPFaultInjection.Abort.http2_error":                "nothing is ended",
 	"istio.security.v1beta1.AuthorizationPolicy.targetRef":                          attached, "istio.security.v1beta1.AuthorizationPolicy.targetRefs": attached,

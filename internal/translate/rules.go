@@ -163,6 +163,9 @@ func (r *rule) apply(raw *mesh.Service) *mesh.Service {
 	}
 	for _, s := range r.subsets {
 		subset := &mesh.Subset{Name: s.GetName()}
+		if len(raw.Targets) > 0 {
+			subset.Labels = s.GetLabels()
+		}
 		for _, p := range raw.Ports {
 			subset.Policies = append(subset.Policies, trafficPolicy(r.policy, s.GetTrafficPolicy(), p.Number))
 		}

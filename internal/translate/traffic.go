@@ -55,7 +55,8 @@ type resolution struct {
 type subsetPart struct {
 	service *mesh.Service
 	rule    *rule
-	of      string // see mesh.EndpointKey
+	of      string              // see mesh.EndpointKey
+	entry   []*mesh.EndpointSet // of a ServiceEntry; nil for a Service, which has its own
 }
 
 // subsetSet is the endpoints of a subset, and what they were taken from.
@@ -101,7 +102,7 @@ func trafficChanged(is, was *memo, changed map[string]changes) bool {
 	none := &namespace{}
 	for name, what := range changed {
 		before, after := cmp.Or(was.namespaces[name], none), cmp.Or(is.namespaces[name], none)
-		if before == none || after == none || before.rules != after.rules || before.virtual != after.virtual {
+		if before == none || after == none || before.rules != after.rules || before.virtual != after.virtual || !before.entries.same(after.entries) {
 			return true
 		}
 		for service := range what.services {
@@ -119,11 +120,19 @@ type trafficBuilder struct {
 	is    *memo
 	was   *traffic
 	next  *traffic
-	raw   []*servicePart // of all namespaces, by host
+	raw   []rawService // of all namespaces, by host
 	known map[mesh.Host][]*mesh.Service
 	kept  map[mesh.WorkloadKey][]*mesh.VirtualService // as they were, by namespace and name
 	// missing are the references that lead nowhere for clients that nobody names, and so, nearly always, for all.
 	missing map[reference]bool
+	entries map[mesh.Host][]*mesh.EndpointSet // endpoints of the hosts of ServiceEntries
+}
+
+// rawService is a service as it is without a rule.
+type rawService struct {
+	service *mesh.Service
+	sets    []*mesh.EndpointSet // nil for those of a Service, which are in the model anyhow
+	to      audience
 }
 
 // reference is where a virtual service names something.
@@ -133,7 +142,7 @@ type reference struct {
 }
 
 func newTrafficBuilder(is *memo, was *traffic) *trafficBuilder {
-	b := &trafficBuilder{is: is, was: was, known: map[mesh.Host][]*mesh.Service{}, kept: map[mesh.WorkloadKey][]*mesh.VirtualService{}, missing: map[reference]bool{}}
+	b := &trafficBuilder{is: is, was: was, known: map[mesh.Host][]*mesh.Service{}, kept: map[mesh.WorkloadKey][]*mesh.VirtualService{}, missing: map[reference]bool{}, entries: map[mesh.Host][]*mesh.EndpointSet{}}
 	if was == nil {
 		b.was = &traffic{}
 	}
@@ -152,11 +161,46 @@ func newTrafficBuilder(is *memo, was *traffic) *trafficBuilder {
 	}
 	for _, n := range is.namespaces {
 		for _, part := range n.services {
-			b.raw = append(b.raw, part)
+			b.raw = append(b.raw, rawService{part.service, nil, part.to})
 		}
 	}
-	slices.SortFunc(b.raw, func(x, y *servicePart) int { return strings.Compare(string(x.service.Host), string(y.service.Host)) })
+	b.addEntries()
+	slices.SortFunc(b.raw, func(x, y rawService) int { return strings.Compare(string(x.service.Host), string(y.service.Host)) })
 	return b
+}
+
+// addEntries adds the hosts of ServiceEntries that no Service and no older entry has.
+func (b *trafficBuilder) addEntries() {
+	var all []*entryPart
+	for _, n := range b.is.namespaces {
+		all = append(all, n.entries.each...)
+	}
+	if len(all) == 0 {
+		return
+	}
+	slices.SortStableFunc(all, func(x, y *entryPart) int {
+		return cmp.Or(cmp.Compare(x.created, y.created), strings.Compare(x.service.Namespace, y.service.Namespace), strings.Compare(x.service.Name, y.service.Name))
+	})
+	owner := map[mesh.Host]*mesh.Service{}
+	for _, r := range b.raw {
+		owner[r.service.Host] = r.service
+	}
+	for _, e := range all {
+		if first := owner[e.service.Host]; first != nil {
+			b.next.problems = append(b.next.problems, diag.Problem{
+				Code: diag.HostCollision, Severity: diag.Error, Object: e.object(), Field: "spec.hosts",
+				Detail: string(e.service.Host) + " is declared by " + first.Refs[0].String() + ", which counts: the host of this entry has no effect",
+				Hint:   "put ports and endpoints into one of the two",
+			})
+			continue
+		}
+		owner[e.service.Host] = e.service
+		b.raw = append(b.raw, rawService{e.service, e.sets, e.to})
+		for i, set := range e.sets {
+			b.next.sets[set.Key] = subsetSet{raw: e.sets[i], set: set}
+		}
+		b.entries[e.service.Host] = e.sets
+	}
 }
 
 func (b *trafficBuilder) build() {
@@ -174,7 +218,10 @@ func (b *trafficBuilder) build() {
 	} else if len(special) > 0 {
 		b.next.outbounds = special
 	}
-	for _, parts := range b.next.parts {
+	for host, parts := range b.next.parts {
+		for i := range parts {
+			parts[i].entry = b.entries[host]
+		}
 		b.is.subsets(b.next, parts, b.was.sets)
 	}
 	b.next.problems = sorted(b.next.problems)
@@ -244,7 +291,7 @@ func (b *trafficBuilder) see(client string) *mesh.Outbound {
 				out.Private = set(out.Private, svc.Host, client)
 			}
 			if client == "" || of != "" {
-				b.next.parts[svc.Host] = append(b.next.parts[svc.Host], subsetPart{svc, r, of})
+				b.next.parts[svc.Host] = append(b.next.parts[svc.Host], subsetPart{service: svc, rule: r, of: of})
 			}
 		}
 		byLocality(out, svc)
@@ -540,7 +587,10 @@ func (l lookup) in(named map[mesh.Host]*mesh.Service) (f found, missing string) 
 // subsets makes the endpoints of the subsets of one service, and takes them from before while nothing about them is new.
 func (is *memo) subsets(into *traffic, parts []subsetPart, before map[mesh.EndpointKey]subsetSet) {
 	for _, part := range parts {
-		raw := is.setsOf(part.service)
+		raw := part.entry
+		if raw == nil {
+			raw = is.setsOf(part.service)
+		}
 		for _, s := range part.service.Subsets {
 			labels := part.rule.labelsOf(s.Name)
 			for i, p := range part.service.Ports {

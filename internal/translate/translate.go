@@ -79,7 +79,7 @@ func translate(was *memo, snap *index.Snapshot) (is *memo, changed map[string]ch
 		if is.namespaces[ns.Name] = n; n != before {
 			changed[ns.Name] = what
 		}
-		for _, more := range [][]diag.Problem{n.auth.problems, n.serviceProblems, n.podProblems, n.resourceProblems, n.rules.problems, n.virtual.problems, n.accessProblems()} {
+		for _, more := range [][]diag.Problem{n.auth.problems, n.serviceProblems, n.podProblems, n.resourceProblems, n.rules.problems, n.virtual.problems, n.entries.problems, n.accessProblems()} {
 			problems = append(problems, more...)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 // and its owner is told so.
 var served = map[index.Kind]bool{
 	index.AuthorizationPolicies: true, index.DestinationRules: true, index.PeerAuthentications: true, index.RequestAuthentications: true,
-	index.VirtualServices: true,
+	index.ServiceEntries: true, index.VirtualServices: true, index.WorkloadEntries: true,
 }
 
 // resourceProblems are what is wrong with the objects of Istio's API of one namespace, each looked at alone.

@@ -8,6 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/selvage-mesh/selvage/internal/mesh"
 	"github.com/selvage-mesh/selvage/internal/xds/envoy"
@@ -32,6 +33,9 @@ func LoadAssignment(set *mesh.EndpointSet, by *mesh.LocalityBalancing, client me
 		}}
 		if e.Health == mesh.Draining {
 			endpoint.HealthStatus = corev3.HealthStatus_DRAINING
+		}
+		if e.Weight > 0 {
+			endpoint.LoadBalancingWeight = wrapperspb.UInt32(e.Weight)
 		}
 		if e.MTLS {
 			endpoint.Metadata = tls

@@ -157,10 +157,22 @@ func (b build) wildcard(p *httpPort) (Resource, error) {
 	l := envoy.OutboundWildcard(name, b.families(), p.number)
 	l.ListenerFilters = []*listenerv3.ListenerFilter{envoy.TLSInspector(nil), envoy.HTTPInspector()}
 	l.ListenerFiltersTimeout, l.ContinueOnListenerFiltersTimeout = envoy.NoTimeout(), true
-	l.FilterChains = []*listenerv3.FilterChain{
-		envoy.Chain(name, envoy.Match{Transport: envoy.TransportPlain, ALPN: envoy.PlainHTTP}.Proto(), manager.Filter(), nil),
+	if p.http() {
+		l.FilterChains = []*listenerv3.FilterChain{
+			envoy.Chain(name, envoy.Match{Transport: envoy.TransportPlain, ALPN: envoy.PlainHTTP}.Proto(), manager.Filter(), nil),
+		}
+	}
+	for _, c := range p.named { // of TLS that the client itself speaks
+		match := envoy.Match{Transport: envoy.TransportTLS, ServerNames: []string{string(c.host)}}
+		l.FilterChains = append(l.FilterChains, envoy.Chain(c.cluster, match.Proto(), envoy.ServiceTCP(c.cluster, c.policy, b.accessLog().Loggers()), nil))
 	}
 	l.DefaultFilterChain = b.unknown()
+	if p.rest != nil {
+		l.DefaultFilterChain = envoy.Chain(p.rest.cluster, nil, envoy.ServiceTCP(p.rest.cluster, p.rest.policy, b.accessLog().Loggers()), nil)
+		if !p.http() && len(p.named) == 0 { // nothing is to be told apart, and the server may speak first
+			l.ListenerFilters = nil
+		}
+	}
 	r, err := b.resource(name, l, nil)
 	r.Refs = p.refs
 	return r, err
@@ -176,7 +188,9 @@ func generateService(b build, svc *mesh.Service) (*serviceResources, error) {
 		}
 		all := []*clusterv3.Cluster{c}
 		for _, s := range svc.Subsets {
-			all = append(all, b.cluster(svc, p, s.Name, s.Policies[i]))
+			if of := b.cluster(svc, p, s.Name, s.Policies[i]); of != nil {
+				all = append(all, of)
+			}
 		}
 		for _, c := range all {
 			r, err := b.resource(c.GetName(), c, svc.Refs)
@@ -236,10 +250,18 @@ func (b build) cluster(svc *mesh.Service, p *mesh.ServicePort, subset string, po
 	var c *clusterv3.Cluster
 	always := false // only listeners of addresses that take mutual TLS lead here
 	switch {
+	case svc.Resolution == mesh.AsCalled:
+		c = envoy.OriginalDestination(name, b.connectTimeout(), protocol)
+	case svc.Resolution == mesh.AllOfName || svc.Resolution == mesh.OneOfName:
+		targets := b.targets(svc, p, subset)
+		if len(targets) == 0 {
+			return nil // a wildcard, of which nobody knows what to look up
+		}
+		c = envoy.DNSCluster(name, b.connectTimeout(), protocol, svc.Resolution == mesh.AllOfName, targets...)
 	case svc.ExternalName != "" && !p.Protocol.IsHTTP():
 		return nil // only the address says where a TCP connection goes, and the name's addresses are not known here
 	case svc.ExternalName != "":
-		c = envoy.DNSCluster(name, b.connectTimeout(), protocol, envoy.DNSTarget{Name: string(svc.ExternalName), Port: p.Number, Families: b.families()})
+		c = envoy.DNSCluster(name, b.connectTimeout(), protocol, true, envoy.DNSTarget{Name: string(svc.ExternalName), Port: p.Number, Families: b.families()})
 	case svc.Headless && !p.Protocol.IsHTTP():
 		c, always = envoy.OriginalDestination(name, b.connectTimeout(), protocol), true
 	case passthrough:
@@ -250,7 +272,7 @@ func (b build) cluster(svc *mesh.Service, p *mesh.ServicePort, subset string, po
 			envoy.PodRouting(c)
 		}
 	}
-	b.secure(c, key, p, policy, svc.ExternalName == "" && !passthrough, always)
+	b.secure(c, svc, p, subset, policy, svc.ExternalName == "" && svc.Resolution == mesh.Known && !passthrough, always)
 	envoy.ApplyPolicy(c, policy, protocol)
 	if policy != nil {
 		envoy.ProxyProtocol(c, policy.ProxyProtocol)
@@ -258,13 +280,45 @@ func (b build) cluster(svc *mesh.Service, p *mesh.ServicePort, subset string, po
 	return c
 }
 
+// targets are the names of a service port, or those of a subset.
+func (b build) targets(svc *mesh.Service, p *mesh.ServicePort, subset string) (all []envoy.DNSTarget) {
+	at := slices.Index(svc.Ports, p)
+	for _, t := range svc.Targets {
+		if !inSubset(svc, subset, t.Labels) {
+			continue
+		}
+		all = append(all, envoy.DNSTarget{Name: t.Name, Port: t.Ports[at], Families: b.families(), Locality: t.Locality, Weight: t.Weight})
+	}
+	return all
+}
+
+func inSubset(svc *mesh.Service, subset string, labels *mesh.Labels) bool {
+	for _, s := range svc.Subsets {
+		if s.Name != subset {
+			continue
+		}
+		for k, v := range s.Labels {
+			if labels == nil || labels.Values[k] != v {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // secure sets the TLS of a cluster: as its policy says, or, without one, the mesh's own to the endpoints that take it, or always.
-func (b build) secure(c *clusterv3.Cluster, key mesh.EndpointKey, p *mesh.ServicePort, policy *mesh.TrafficPolicy, auto, always bool) {
+func (b build) secure(c *clusterv3.Cluster, svc *mesh.Service, p *mesh.ServicePort, subset string, policy *mesh.TrafficPolicy, auto, always bool) {
+	key := mesh.EndpointKey{Host: svc.Host, Port: p.Number, Subset: subset}
 	tls := envoy.UpstreamTLS{SNI: sni(key), Identities: p.Identities, TrustDomain: b.settings.TrustDomain, HTTP2: p.Protocol == mesh.HTTP2}
 	if policy != nil && policy.TLS != nil {
 		switch t := policy.TLS; t.Mode {
 		case mesh.PlainText:
 		case mesh.SimpleTLS, mesh.MutualTLS:
+			if len(t.Names) == 0 && len(svc.Names) > 0 {
+				named := *t
+				named.Names = svc.Names
+				t = &named
+			}
 			c.TransportSocket = envoy.Origination(t, p.Protocol == mesh.HTTP2)
 		case mesh.MeshTLS:
 			if t.SNI != "" {

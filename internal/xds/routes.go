@@ -22,9 +22,35 @@ type httpPort struct {
 	targets  []target          // sorted by host
 	routed   []mesh.RoutedHost // hosts beyond services, sorted
 	headless bool              // one of them is headless
+	named    []connections     // of TLS, by the name that the client shows, sorted
+	rest     *connections      // that nothing else takes; nil for those to no service
 	refs     []ref.Ref
 	// namespaces are those of the targets and their aliases: only proxies in them know a target by a short name.
 	namespaces map[string]bool
+}
+
+// http reports whether the port has routes.
+func (h *httpPort) http() bool { return len(h.targets)+len(h.routed) > 0 }
+
+// connections are those to one service of which nothing but the port, or the name, is known.
+type connections struct {
+	host    mesh.Host
+	cluster string
+	policy  *mesh.TrafficPolicy
+}
+
+// addConnections adds a port of a service without an address, which is not HTTP. Of two that cannot be told apart the first counts.
+func (h *httpPort) addConnections(svc *mesh.Service, p *mesh.ServicePort) {
+	c := connections{svc.Host, ClusterName(mesh.EndpointKey{Host: svc.Host, Port: p.Number}), p.Policy}
+	switch {
+	case p.Protocol == mesh.TLS:
+		h.named = append(h.named, c)
+	case h.rest == nil:
+		h.rest = &c
+	default:
+		return
+	}
+	h.refs = append(h.refs, svc.Refs...)
 }
 
 // target is a service that takes HTTP on a port, and the ExternalName services that stand for it.
@@ -77,7 +103,13 @@ func (b build) httpPorts(o *mesh.Outbound, named map[mesh.Host]*mesh.Service) []
 			continue
 		}
 		for _, p := range svc.Ports {
-			if !p.Protocol.IsHTTP() || slices.Contains(reserved, p.Number) {
+			if slices.Contains(reserved, p.Number) {
+				continue
+			}
+			if !p.Protocol.IsHTTP() {
+				if declared(svc) && len(svc.Addresses) == 0 && (len(svc.Targets) > 0 || svc.Resolution < mesh.AllOfName) {
+					portOf(ports, p.Number).addConnections(svc, p)
+				}
 				continue
 			}
 			h := portOf(ports, p.Number)
@@ -100,6 +132,11 @@ func (b build) httpPorts(o *mesh.Outbound, named map[mesh.Host]*mesh.Service) []
 		h.refs = b.refs(h.refs)
 	}
 	return sorted
+}
+
+// declared reports whether a service is a ServiceEntry's: its hosts have names of any form, and need no address.
+func declared(svc *mesh.Service) bool {
+	return slices.ContainsFunc(svc.Refs, func(r ref.Ref) bool { return r.Kind == "ServiceEntry" })
 }
 
 func portOf(ports map[uint32]*httpPort, number uint32) *httpPort {
@@ -144,6 +181,9 @@ func (o *outbound) routesOf(namespace string) (routes []Resource, hosts map[stri
 		hosts = make(map[string]*Hosts, len(o.ports))
 	}
 	for _, p := range o.ports {
+		if !p.http() {
+			continue
+		}
 		key := routeKey{port: p.number}
 		if p.namespaces[namespace] {
 			key.namespace = namespace
@@ -362,7 +402,10 @@ func (b build) domainsOf(t target, namespace string) (d domains) {
 // names are the forms of a service's host that a resolver in the namespace completes to it, but for the host itself
 // (https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/, namespaces of Services).
 func (b build) names(svc *mesh.Service, namespace string) []string {
-	names := []string{string(svc.Host) + "."}
+	var names []string
+	if !strings.HasPrefix(string(svc.Host), "*") { // Envoy knows no wildcard with a dot at its end
+		names = append(names, string(svc.Host)+".")
+	}
 	suffix := ".svc." + b.settings.ClusterDomain
 	short, ok := strings.CutSuffix(string(svc.Host), suffix)
 	if !ok || short != svc.Name+"."+svc.Namespace {

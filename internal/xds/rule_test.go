@@ -31,6 +31,9 @@ func TestTraffic(t *testing.T) {
 		{"VirtualService: retries and timeouts", v.testRetries},
 		{"VirtualService: faults, mirrors, CORS, headers", v.testRest},
 		{"VirtualService: hosts", v.testHosts},
+		{"ServiceEntry: resolutions", v.testEntries},
+		{"ServiceEntry: ports and protocols", v.testEntryPorts},
+		{"ServiceEntry: REGISTRY_ONLY", v.testRegistry},
 	} {
 		t.Run(c.name, c.test)
 	}

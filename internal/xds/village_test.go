@@ -140,6 +140,8 @@ func (v *village) objects(text string) (all []any) {
 			o = &corev1.Pod{}
 		case "Service":
 			o = &corev1.Service{}
+		case "ConfigMap":
+			o = &corev1.ConfigMap{}
 		case "EndpointSlice":
 			o = &discoveryv1.EndpointSlice{}
 		default:

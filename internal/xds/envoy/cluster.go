@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/selvage-mesh/selvage/internal/mesh"
 )
 
 // UpstreamProtocol is what a cluster speaks to its endpoints.
@@ -133,29 +135,37 @@ func BlackHole() *clusterv3.Cluster {
 	return c
 }
 
-// DNSCluster is a cluster whose endpoints are the addresses that a name has in DNS.
-func DNSCluster(name string, connectTimeout time.Duration, protocol UpstreamProtocol, target DNSTarget) *clusterv3.Cluster {
+// DNSCluster is a cluster whose endpoints are the addresses that names have in DNS: all of them, or, for one name, whichever comes first
+// when a connection is made. There is at least one target.
+func DNSCluster(name string, connectTimeout time.Duration, protocol UpstreamProtocol, all bool, targets ...DNSTarget) *clusterv3.Cluster {
 	c := newCluster(name, connectTimeout)
 	family := commondnsv3.DnsLookupFamily_V4_ONLY
-	switch {
-	case target.Families.IPv4 && target.Families.IPv6:
+	switch families := targets[0].Families; {
+	case families.IPv4 && families.IPv6:
 		family = commondnsv3.DnsLookupFamily_ALL
-	case target.Families.IPv6:
+	case families.IPv6:
 		family = commondnsv3.DnsLookupFamily_V6_ONLY
 	}
 	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
 		Name: "envoy.clusters.dns",
 		TypedConfig: pack(&dnsv3.DnsCluster{
 			DnsRefreshRate: duration(time.Minute), RespectDnsTtl: true, DnsJitter: duration(100 * time.Millisecond), DnsLookupFamily: family,
+			AllAddressesInSingleEndpoint: !all,
 		}),
 	}}
-	c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
-		LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
+	c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: name}
+	for _, t := range targets {
+		endpoint := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
 			Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-				Address: target.Name, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: target.Port},
+				Address: t.Name, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: t.Port},
 			}}},
-		}}}},
-	}}}
+		}}, LoadBalancingWeight: some(t.Weight)}
+		group := &endpointv3.LocalityLbEndpoints{LbEndpoints: []*endpointv3.LbEndpoint{endpoint}}
+		if t.Locality != (mesh.Locality{}) {
+			group.Locality = &corev3.Locality{Region: t.Locality.Region, Zone: t.Locality.Zone, SubZone: t.Locality.Subzone}
+		}
+		c.LoadAssignment.Endpoints = append(c.LoadAssignment.Endpoints, group)
+	}
 	c.LbPolicy = clusterv3.Cluster_LEAST_REQUEST
 	c.TypedExtensionProtocolOptions = protocol.options()
 	return c
@@ -166,6 +176,8 @@ type DNSTarget struct {
 	Name     string
 	Port     uint32
 	Families Families
+	Locality mesh.Locality
+	Weight   uint32 // 0 for not said
 }
 
 // Families are the IP families that a proxy has addresses of.

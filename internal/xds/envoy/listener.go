@@ -119,11 +119,13 @@ type Match struct {
 	Port      uint32
 	Transport string
 	ALPN      []string
+	// ServerNames are what a TLS client shows; one may begin with "*.".
+	ServerNames []string
 }
 
 // Proto gives Envoy's message.
 func (m Match) Proto() *listenerv3.FilterChainMatch {
-	match := &listenerv3.FilterChainMatch{TransportProtocol: m.Transport, ApplicationProtocols: m.ALPN}
+	match := &listenerv3.FilterChainMatch{TransportProtocol: m.Transport, ApplicationProtocols: m.ALPN, ServerNames: m.ServerNames}
 	if m.Port != 0 {
 		match.DestinationPort = wrapperspb.UInt32(m.Port)
 	}
