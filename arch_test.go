@@ -57,7 +57,7 @@ var mayImport = map[string][]string{
 	"install":       {"diag", "inject", "policy", "probe/verdict", "ref", "restart", "revision", "validate", "version"},
 	"revision":      {"diag", "inject", "ref"},
 	"revision/live": {"diag", "inject", "revision"},
-	"cli":           {"diag", "inject", "install", "policy", "policy/live", "ref", "revision", "revision/live", "trust", "version"},
+	"cli":           {"diag", "inject", "install", "policy", "policy/live", "ref", "revision", "revision/live", "trust", "validate", "version"},
 }
 
 // pure are the packages that do no I/O and read no clock: what they return depends on what they are given.

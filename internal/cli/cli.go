@@ -150,7 +150,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "", "output format: table, json or yaml")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd.CommandPath(), err} })
 	root.AddCommand(a.policyCommand(), a.upCommand(), a.downCommand(), a.installCommand(), a.uninstallCommand(), a.statusCommand(),
-		a.injectCommand(), a.revisionCommand(), a.caCommand(), a.versionCommand())
+		a.injectCommand(), a.validateCommand(), a.revisionCommand(), a.caCommand(), a.versionCommand())
 	a.registerCompletions(root)
 	a.layOut(root)
 	root.InitDefaultHelpCmd()

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -93,8 +94,12 @@ func (s *schema) packed(value any, at path) bool {
 	}
 	t, err := protoregistry.GlobalTypes.FindMessageByURL(url)
 	if err != nil {
-		s.unknownType(url, at.field("@type"))
-		return false
+		if s.unknownType(url, at.field("@type")) {
+			return false
+		}
+		clear(members) // something of another type takes its place, so that it is not missed
+		members["@type"], members["value"] = typePrefix+string((*emptypb.Empty)(nil).ProtoReflect().Descriptor().FullName()), map[string]any{}
+		return true
 	}
 	d := t.Descriptor()
 	if strings.HasPrefix(string(d.FullName()), "google.protobuf.") {
@@ -106,8 +111,11 @@ func (s *schema) packed(value any, at path) bool {
 	return true
 }
 
+// typePrefix begins the names of types.
+const typePrefix = "type.googleapis.com/"
+
 // unknownType tells a name that is wrong from one that only this program does not know: proxies may be built with more.
-func (s *schema) unknownType(url string, at path) {
+func (s *schema) unknownType(url string, at path) (wrong bool) {
 	name := protoreflect.FullName(url[strings.LastIndexByte(url, '/')+1:])
 	var names []string
 	protoregistry.GlobalFiles.RangeFilesByPackage(name.Parent(), func(f protoreflect.FileDescriptor) bool {
@@ -122,15 +130,16 @@ func (s *schema) unknownType(url string, at path) {
 	case len(names) > 0:
 		told := s.errorf(diag.PatchType, at, "Envoy has no type %s", quote(string(name)))
 		if near := nearest(string(name.Name()), lastParts(names)); near != "" {
-			told.hint("did you mean type.googleapis.com/%s.%s?", name.Parent(), near)
+			told.hint("did you mean %s%s.%s?", typePrefix, name.Parent(), near)
 		}
 	case strings.Contains(url, ".v2.") || strings.Contains(url, ".v2alpha"):
 		s.errorf(diag.PatchType, at, "%s is of an old API, which proxies do not read any more", quote(string(name))).hint("use the type of the same name whose package ends in v3")
 	default:
 		s.warnf(diag.PatchType, at, "the type %s is not known here, so what is in it was not checked", quote(string(name))).hint("leave it if the proxies are built with it")
-		return
+		return false
 	}
 	s.prune(at)
+	return true
 }
 
 func lastParts(names []string) (parts []string) {

@@ -98,11 +98,12 @@ type object struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
 	Metadata   struct {
-		Name        string            `json:"name"`
-		Namespace   string            `json:"namespace"`
-		Generation  int64             `json:"generation"`
-		Labels      map[string]string `json:"labels"`
-		Annotations map[string]string `json:"annotations"`
+		Name         string            `json:"name"`
+		GenerateName string            `json:"generateName"`
+		Namespace    string            `json:"namespace"`
+		Generation   int64             `json:"generation"`
+		Labels       map[string]string `json:"labels"`
+		Annotations  map[string]string `json:"annotations"`
 	} `json:"metadata"`
 	Spec json.RawMessage `json:"spec"`
 }
@@ -144,8 +145,19 @@ func (c *check) run(k *kind, raw json.RawMessage) (read proto.Message) {
 // it, a Warning is not. The error is ErrNotJSON, wrapped.
 func Object(raw []byte) ([]diag.Problem, error) { return judge(raw, false) }
 
-// File is Object for a document that has not been through an API server, which would take unknown fields out: they are Errors.
-func File(raw []byte) ([]diag.Problem, error) { return judge(raw, true) }
+// File is Object for a document that has not been through an API server, which would take unknown fields out and ask for a name: they
+// are Errors, and so are kinds that Istio's groups do not have. Known reports whether the object is of Istio's API.
+func File(raw []byte) (problems []diag.Problem, known bool, err error) {
+	var o object
+	if problems, err = judge(raw, true); err != nil {
+		return nil, false, err
+	}
+	if err := json.Unmarshal(raw, &o); err != nil {
+		return nil, false, fmt.Errorf("%w: %w", ErrNotJSON, err)
+	}
+	group, _, _ := strings.Cut(o.APIVersion, "/")
+	return problems, slices.Contains(Groups(), group), nil
+}
 
 func judge(raw []byte, strict bool) ([]diag.Problem, error) {
 	var o object
@@ -156,14 +168,54 @@ func judge(raw []byte, strict bool) ([]diag.Problem, error) {
 	if !grouped {
 		return nil, nil // a core kind of Kubernetes
 	}
-	k := find(group, o.Kind)
-	if k == nil {
-		return nil, nil
-	}
 	c := &check{
 		object: ref.Ref{Group: group, Kind: o.Kind, Namespace: o.Metadata.Namespace, Name: o.Metadata.Name, Generation: o.Metadata.Generation},
 		meta:   &metadata{o.Metadata.Labels, o.Metadata.Annotations}, strict: strict,
 	}
+	k := find(group, o.Kind)
+	switch {
+	case k == nil && strict && slices.Contains(Groups(), group):
+		c.unknownKind(group)
+		return c.all(), nil
+	case k == nil:
+		return nil, nil
+	case strict:
+		c.envelope(raw, &o)
+	}
 	c.run(k, o.Spec)
 	return c.all(), nil
+}
+
+func (c *check) unknownKind(group string) {
+	var names []string
+	for _, k := range kinds {
+		if k.group == group {
+			names = append(names, k.name)
+		}
+	}
+	told := c.errorf(diag.UnknownValue, path{name: "kind"}, "%s has no kind %s", group, quote(c.object.Kind))
+	if near := nearest(c.object.Kind, names); near != "" {
+		told.hint("did you mean %s?", near)
+	}
+}
+
+// envelope checks what an API server would: the fields beside the spec, and that there is a name.
+func (c *check) envelope(raw []byte, o *object) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return // it was read before
+	}
+	fields := []string{"apiVersion", "kind", "metadata", "spec", "status"}
+	for name := range sorted(all) {
+		if slices.Contains(fields, name) {
+			continue
+		}
+		told := c.errorf(diag.UnknownField, path{name: name}, "there is no such field in %s", c.object.Kind)
+		if near := nearest(name, fields); near != "" {
+			told.hint("did you mean %s?", near)
+		}
+	}
+	if o.Metadata.Name == "" && o.Metadata.GenerateName == "" {
+		c.errorf(diag.MissingValue, objectMeta.field("name"), "it is missing")
+	}
 }

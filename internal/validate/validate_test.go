@@ -73,13 +73,37 @@ func TestTheNearestSpellingIsNamed(t *testing.T) {
 
 func TestUnknownFieldsOfFilesAreErrors(t *testing.T) {
 	raw := []byte(`{"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication","metadata":{"name":"a"},"spec":{"mtsl":{}}}`)
-	for name, c := range map[string]struct {
-		read func([]byte) ([]diag.Problem, error)
-		want diag.Severity
-	}{"in a cluster": {validate.Object, diag.Warning}, "in a file": {validate.File, diag.Error}} {
-		problems, err := c.read(raw)
-		if err != nil || len(problems) != 1 || problems[0].Severity != c.want {
-			t.Errorf("%s: %v, %v", name, problems, err)
+	problems, err := validate.Object(raw)
+	if err != nil || len(problems) != 1 || problems[0].Severity != diag.Warning {
+		t.Errorf("in a cluster: %v, %v", problems, err)
+	}
+	problems, known, err := validate.File(raw)
+	if err != nil || !known || len(problems) != 1 || problems[0].Severity != diag.Error {
+		t.Errorf("in a file: %v, %v", problems, err)
+	}
+}
+
+// TestFilesAreReadAsAnAPIServerWould: what it would take out or refuse before a webhook is asked.
+func TestFilesAreReadAsAnAPIServerWould(t *testing.T) {
+	for _, c := range []struct {
+		raw, field, hint string
+		known            bool
+	}{
+		{`{"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication","metadata":{"name":"a"},"sepc":{}}`, "sepc", "did you mean spec?", true},
+		{`{"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication","spec":{}}`, "metadata.name", "add it", true},
+		{`{"apiVersion":"networking.istio.io/v1","kind":"VirtualServices","metadata":{"name":"a"}}`, "kind", "did you mean VirtualService?", true},
+		{`{"apiVersion":"apps/v1","kind":"Deployment"}`, "", "", false},
+		{`{"apiVersion":"v1","kind":"Pod"}`, "", "", false},
+		{`{"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication","metadata":{"generateName":"a-"}}`, "", "", true},
+	} {
+		problems, known, err := validate.File([]byte(c.raw))
+		if err != nil || known != c.known || (c.field == "") != (len(problems) == 0) {
+			t.Errorf("%s: known %v, %v, %v", c.raw, known, problems, err)
+		}
+		for _, p := range problems {
+			if p.Field != c.field || p.Hint != c.hint || p.Severity != diag.Error {
+				t.Errorf("%s: %+v", c.raw, p)
+			}
 		}
 	}
 }
@@ -119,12 +143,12 @@ func TestLargeObjectsAreJudged(t *testing.T) {
 		return "[" + strings.Join(items, ",") + "]"
 	}
 	for name, spec := range map[string]string{
-		"prefixes": `{"hosts":["a"],"http":` + repeat(20_000, func(i int) string {
+		"prefixes": `{"hosts":["a"],"http":` + repeat(5_000, func(i int) string {
 			return fmt.Sprintf(`{"match":[{"uri":{"prefix":"/%d"}}],"route":[{"destination":{"host":"a"}}]}`, i+100_000)
 		}) + `}`,
-		"hosts": `{"hosts":` + repeat(40_000, func(i int) string { return fmt.Sprintf(`"*.a%d.example.org"`, i) }) + `,"http":[{"route":[{"destination":{"host":"a"}}]}]}`,
-		"names": `{"hosts":` + repeat(5_000, func(i int) string { return fmt.Sprintf(`"*.a%d.example.org"`, i) }) + `,"tls":[{"match":[{"sniHosts":` +
-			repeat(5_000, func(i int) string { return fmt.Sprintf(`"b.a%d.example.org"`, i) }) + `}],"route":[{"destination":{"host":"a"}}]}]}`,
+		"hosts": `{"hosts":` + repeat(10_000, func(i int) string { return fmt.Sprintf(`"*.a%d.example.org"`, i) }) + `,"http":[{"route":[{"destination":{"host":"a"}}]}]}`,
+		"names": `{"hosts":` + repeat(2_000, func(i int) string { return fmt.Sprintf(`"*.a%d.example.org"`, i) }) + `,"tls":[{"match":[{"sniHosts":` +
+			repeat(2_000, func(i int) string { return fmt.Sprintf(`"b.a%d.example.org"`, i) }) + `}],"route":[{"destination":{"host":"a"}}]}]}`,
 	} {
 		for _, p := range problemsOf(t, "VirtualService", spec) {
 			if p.Severity == diag.Error {
