@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/selvage-mesh/selvage/internal/inject"
 	"github.com/selvage-mesh/selvage/internal/policy"
@@ -56,15 +54,6 @@ func newGuards(c clients, o options, config func() *inject.Config, log *slog.Log
 		},
 	})
 	return g, err
-}
-
-// injects keeps the template of the policy that injects.
-func (g *guards) injects(c clients, o options, config func() *inject.Config, self *selfProbe, events record.EventRecorder, metrics prometheus.Registerer, log *slog.Logger) (err error) {
-	g.injection, err = policylive.NewInjection(policylive.InjectionConfig{
-		Kubernetes: c.core, Dynamic: c.own, Revision: o.revision, Injector: config, Changed: g.another,
-		Report: self.injects, Events: events, Registerer: metrics, Log: log,
-	})
-	return err
 }
 
 // recheck tells that the injector's configuration is another one.

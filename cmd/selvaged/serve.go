@@ -126,7 +126,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := guards.injects(clients, o, injection.config, self, recorder, metrics, log); err != nil {
+	guards.injection, err = policylive.NewInjection(policylive.InjectionConfig{
+		Kubernetes: client, Dynamic: clients.own, Revision: o.revision, Injector: injection.config, Changed: guards.another,
+		Report: self.injects, Events: recorder, Registerer: metrics, Log: log,
+	})
+	if err != nil {
 		return err
 	}
 	injection.changed = func() { watcher.Recheck(); guards.recheck() }

@@ -360,6 +360,24 @@ func (m *mesh) pods() (pods []*corev1.Pod) {
 	return pods
 }
 
+// spaces makes namespaces with every combination of labels about injection, of which istio.io/rev has one of the values or is not there.
+func (m *mesh) spaces(values ...string) (out []*corev1.Namespace) {
+	m.Helper()
+	for _, injection := range []string{"", "enabled", "disabled"} {
+		for _, rev := range append([]string{""}, values...) {
+			labels := map[string]string{}
+			if injection != "" {
+				labels["istio-injection"] = injection
+			}
+			if rev != "" {
+				labels["istio.io/rev"] = rev
+			}
+			out = append(out, m.namespaceOf(labels))
+		}
+	}
+	return out
+}
+
 // meshedAsInjected creates every pod in every namespace as a dry run, with webhooks that are deleted or fail open: refused are exactly those
 // that they would have given a sidecar.
 func (m *mesh) meshedAsInjected(config *inject.Config) {
@@ -384,19 +402,7 @@ func (m *mesh) meshedAsInjected(config *inject.Config) {
 			m.Fatal(err)
 		}
 	}
-	var spaces []*corev1.Namespace
-	for _, injection := range []string{"", "enabled", "disabled"} {
-		for _, rev := range []string{"", m.rev, m.options.Tags[0]} {
-			labels := map[string]string{}
-			if injection != "" {
-				labels["istio-injection"] = injection
-			}
-			if rev != "" {
-				labels["istio.io/rev"] = rev
-			}
-			spaces = append(spaces, m.namespaceOf(labels))
-		}
-	}
+	spaces := m.spaces(m.rev, m.options.Tags[0])
 	dry := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
 	m.eventually("the guard", func() string {
 		for _, ns := range spaces {
