@@ -112,6 +112,7 @@ func (i *Injection) fields(ctx context.Context) (map[string]any, error) {
 		out["injection"] = template.Parameter()["injection"]
 	case policy.Different:
 		out["injection"] = nil
+	default: // what was proven last stays
 	}
 	return out, nil
 }
