@@ -51,7 +51,7 @@ func (r *Rotation) report(ctx context.Context, s state, held *root, gates []trus
 	}
 	if s.record != nil {
 		since := s.record.since.UTC()
-		status.Since = &since
+		status.Since, status.KeyLost = &since, s.record.keyLost()
 	}
 	namespaces, _ := r.config.Distribution()
 	for _, p := range append(r.authority.Problems(), namespaces...) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -210,6 +211,9 @@ func (a *app) mayRotate(s *trust.Status, undo bool) error {
 	switch {
 	case s.Signing.Subject == "" && len(s.Problems) > 0:
 		return fmt.Errorf("nothing signs now, so there is no root that another could follow: mend what `%s ca status` names first", a.called())
+	case undo && s.KeyLost:
+		return errors.New("the key of the former root is lost, so nothing can sign with it: the change goes on; a backup of Secret " +
+			install.Namespace + "/" + trust.RootSecret + ", put back, takes over in stages")
 	case !undo && s.Stage != trust.Stable:
 		return nil // it is watched, whatever changes
 	case strings.HasPrefix(s.Source, trust.External):

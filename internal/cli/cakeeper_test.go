@@ -58,3 +58,22 @@ func TestAGraceIsNotNegative(t *testing.T) {
 		}
 	}
 }
+
+// A change of the root that runs already is watched; nothing else is asked of the API server, which here would refuse it.
+func TestRotateWatchesAChangeThatRuns(t *testing.T) {
+	running := strings.Replace(strings.Replace(wellSigned, "PROBLEMS", "", 1), `"stable"`, `"sign","since":"2026-01-02T03:04:05Z"`, 1)
+	home, kubeconfig := (&cluster{authority: running, renewed: time.Second}).start(t)
+	got := run(t, home, "", "ca", "rotate", "--detach", "--kubeconfig", kubeconfig)
+	if got.code != 0 || !strings.Contains(got.stderr, "The root is being changed already") {
+		t.Errorf("exit code %d: %s", got.code, got.stderr)
+	}
+	got = run(t, home, "", "ca", "rotate", "--timeout", "100ms", "--kubeconfig", kubeconfig)
+	if got.code != 2 || !strings.Contains(got.stderr, "sign: the new root signs, both are trusted") || !strings.Contains(got.stderr, "it goes on") {
+		t.Errorf("exit code %d: %s", got.code, got.stderr)
+	}
+	lost := strings.Replace(running, `"stage"`, `"formerKeyLost":true,"stage"`, 1)
+	home, kubeconfig = (&cluster{authority: lost, renewed: time.Second}).start(t)
+	if got := run(t, home, "", "ca", "rotate", "--undo", "--kubeconfig", kubeconfig); got.code != 2 || !strings.Contains(got.stderr, "the key of the former root is lost") {
+		t.Errorf("undo of a lost root: exit code %d: %s", got.code, got.stderr)
+	}
+}

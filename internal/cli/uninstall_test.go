@@ -48,3 +48,32 @@ func TestAnErrorFitsATerminal(t *testing.T) {
 		t.Errorf("it says\n%s", text)
 	}
 }
+
+// The tag default leads away from the revision of that name, which so has no webhook that could be tried: its control plane says whether
+// another tag may lead to it.
+func TestATagMayLeadToTheRevisionThatTheDefaultTagLeft(t *testing.T) {
+	a := &app{Config: Config{Program: "selvage"}, revision: "default"}
+	facts := &revision.Facts{Webhooks: []revision.Webhook{{Kind: revision.Mutating, Name: "istio-sidecar-injector", Revision: "canary", Tag: "default", Ours: true}},
+		ControlPlanes: []revision.ControlPlane{{Revision: "default", Ready: 1, Replicas: 2}}}
+	if err := a.ready(t.Context(), nil, facts); err != nil {
+		t.Error(err)
+	}
+	facts.ControlPlanes[0].Ready = 0
+	if err := a.ready(t.Context(), nil, facts); err == nil || !strings.Contains(err.Error(), "has no replica that is ready") {
+		t.Error(err)
+	}
+}
+
+func TestWhatFollowsASetTag(t *testing.T) {
+	facts := &revision.Facts{Namespaces: []revision.Namespace{{Name: "shop", Injection: "enabled"}, {Name: "bank", Rev: "prod"}}}
+	for tag, want := range map[string]string{
+		"default": "Next: kubectl rollout restart deployment -n shop   gives its pods the new sidecar\n",
+		"prod":    "Next: selvage revision migrate bank --to prod   restarts the pods of that namespace\n",
+	} {
+		var out strings.Builder
+		(&app{Config: Config{Program: "selvage", Stdout: &out}}).sayRestart(facts, tag)
+		if out.String() != want {
+			t.Errorf("tag %s: %q, want %q", tag, out.String(), want)
+		}
+	}
+}

@@ -53,6 +53,7 @@ type Status struct {
 	Stage   Stage            `json:"stage"`
 	Since   *time.Time       `json:"since,omitempty"` // when the stage began; nil when stable
 	Gates   []Gate           `json:"gates,omitempty"`
+	KeyLost bool             `json:"formerKeyLost,omitempty"` // of the former root: there is no way back to it
 	// Problems are what is wrong, one line each.
 	Problems []string `json:"problems,omitempty"`
 }
