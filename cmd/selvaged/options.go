@@ -124,7 +124,7 @@ func (o *options) logger() (*slog.Logger, error) {
 	return newLogger(os.Stderr, level), nil
 }
 
-// newLogger writes a line of JSON for each thing that is told, those of the Kubernetes client's own log too. Durations are as people
+// newLogger writes a line of JSON for each thing that is told, those of the Kubernetes client's and of net/http's own logs too. Durations are as people
 // write them: a number would not say its unit.
 func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 	log := slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -133,6 +133,7 @@ func newLogger(w io.Writer, level slog.Level) *slog.Logger {
 		}
 		return a
 	}}))
+	slog.SetDefault(log) // that of package log too, by which net/http tells of handshakes that fail
 	klog.SetSlogLogger(log.With("component", "kubernetes client"))
 	return log
 }

@@ -168,6 +168,35 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	}
 }
 
+// Who sets a label owns it; who removes one leaves no trace, so nobody is accused of it.
+func TestWhoTookTheLabelIsToldAsFarAsItIsKnown(t *testing.T) {
+	at := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	fields := func(manager, fields string) metav1.ManagedFieldsEntry {
+		return metav1.ManagedFieldsEntry{Manager: manager, Operation: "Update", Time: &at, FieldsV1: metav1.NewFieldsV1(fields)}
+	}
+	ours := fields("selvage-install", `{"f:metadata":{"f:labels":{"f:app":{}}}}`)
+	for name, c := range map[string]struct {
+		labels  map[string]string
+		managed []metav1.ManagedFieldsEntry
+		says    []string
+	}{
+		"removed":                {nil, []metav1.ManagedFieldsEntry{ours}, []string{"lost its label istio.io/rev=asm-1 since 2026-01-02T03:04:05Z", "leaves no trace", "audit log"}},
+		"removed, others wrote":  {nil, []metav1.ManagedFieldsEntry{fields("kubectl-patch", `{}`), ours}, []string{"name kubectl-patch at 2026-01-02T03:04:05Z as the last other writer"}},
+		"set to another's value": {map[string]string{"istio.io/rev": "x"}, []metav1.ManagedFieldsEntry{fields("kubectl-label", `{"f:metadata":{"f:labels":{"f:istio.io/rev":{}}}}`), ours}, []string{"says x instead of asm-1", "set by field manager kubectl-label"}},
+	} {
+		object := &metav1.ObjectMeta{Name: "m", Labels: c.labels, ManagedFields: c.managed}
+		p := UnlabelledProblem(Key{Mutating, "m"}, "asm-1", object, at.Time)
+		for _, want := range append(c.says, "kubectl label mutatingwebhookconfiguration m istio.io/rev=asm-1 --overwrite") {
+			if !strings.Contains(p.String(), want) {
+				t.Errorf("%s: %s\ndoes not say %q", name, p, want)
+			}
+		}
+		if strings.Contains(p.String(), "selvage-install") {
+			t.Errorf("%s: it accuses the installation: %s", name, p)
+		}
+	}
+}
+
 func TestProblemNamesTheObjectAndTheEntries(t *testing.T) {
 	p := Plan([]Configuration{injector("istio-sidecar-injector", "default", "other", "")}, Want{Revision: "default", Root: []byte(root)}).Patches[0]
 	got := p.Problem()

@@ -3,6 +3,7 @@ package admission
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"istio.io/api/label"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -69,17 +70,36 @@ func MissingProblem(k Key, revision string) diag.Problem {
 }
 
 // UnlabelledProblem is that of a configuration with a revision's name which that revision does not keep any more, because the label that
-// says whose it is was removed or changed.
-func UnlabelledProblem(k Key, revision string, object metav1.Object) diag.Problem {
+// says whose it is was removed or changed. since is when that was noticed.
+func UnlabelledProblem(k Key, revision string, object metav1.Object, since time.Time) diag.Problem {
 	had := fmt.Sprintf("it has lost its label %s=%s", label.IoIstioRev.Name, revision)
 	if value := object.GetLabels()[label.IoIstioRev.Name]; value != "" {
 		had = fmt.Sprintf("its label %s says %s instead of %s", label.IoIstioRev.Name, value, revision)
 	}
 	return diag.Problem{
 		Code: diag.WebhookDeleted, Severity: diag.Error, Object: k.ref(object.GetGeneration()), Field: "metadata.labels[" + label.IoIstioRev.Name + "]",
-		Detail: had + ", which was taken by " + rivalOf(object.GetManagedFields(), nil).String() +
-			": the control plane keeps its caBundle right no more, and with the next change of the root the API server cannot call it",
+		Detail: fmt.Sprintf("%s since %s%s: the control plane keeps its caBundle right no more, and with the next change of the root the API server cannot call it",
+			had, since.UTC().Format(time.RFC3339), labelTaker(object.GetManagedFields())),
 		Hint: fmt.Sprintf("give it back: `kubectl label %s %s %s=%s --overwrite`; the control plane may not, because a webhook's label says whose it is",
 			strings.ToLower(string(k.Kind)), k.Name, label.IoIstioRev.Name, revision),
 	}
+}
+
+// labelTaker names who has changed the label, as far as managedFields tell: who sets it owns it, who only removes it leaves no trace.
+func labelTaker(managed []metav1.ManagedFieldsEntry) string {
+	field := `"f:` + label.IoIstioRev.Name + `"`
+	var last metav1.ManagedFieldsEntry
+	for _, m := range managed {
+		if m.FieldsV1 != nil && strings.Contains(string(m.FieldsV1.GetRawBytes()), field) && !strings.HasPrefix(m.Manager, "selvage-") {
+			return fmt.Sprintf(" (set by field manager %s)", m.Manager)
+		}
+		if !strings.HasPrefix(m.Manager, "selvage-") && m.Subresource == "" && !timeOf(m.Time).Before(timeOf(last.Time)) {
+			last = m
+		}
+	}
+	if last.Manager == "" {
+		return " (who removes a label leaves no trace in managedFields; the API server's audit log names it)"
+	}
+	return fmt.Sprintf(" (who removes a label leaves no trace in managedFields, which name %s at %s as the last other writer; the API server's audit log is certain)",
+		last.Manager, timeOf(last.Time).UTC().Format(time.RFC3339))
 }

@@ -107,7 +107,7 @@ func (l *webhookLoop) absent(ctx context.Context, k admission.Key, missing bool)
 	l.metrics.missing.WithLabelValues(string(k.Kind), k.Name).Set(1)
 	reason, p, about := tellDeleted, admission.MissingProblem(k, l.config.Revision), h.object
 	if other != nil {
-		reason, p, about = tellUnlabelled, admission.UnlabelledProblem(k, l.config.Revision, other), other
+		reason, p, about = tellUnlabelled, admission.UnlabelledProblem(k, l.config.Revision, other, h.gone), other
 		l.queue.AddAfter(k, takenAgain) // its deletion has no event here
 	}
 	if h.told == reason {
