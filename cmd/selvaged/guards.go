@@ -18,6 +18,7 @@ import (
 type guards struct {
 	revision, shared *policylive.Parameter
 	injection        *policylive.Injection
+	users            *live.Users
 	wake, another    chan struct{} // each holds one
 }
 
@@ -41,16 +42,17 @@ func newGuards(c clients, o options, config func() *inject.Config, log *slog.Log
 	if err != nil {
 		return nil, err
 	}
+	g.users = live.NewUsers(c.core)
 	g.shared, err = policylive.NewParameter(policylive.ParameterConfig{
-		Kubernetes: c.core, Dynamic: c.own, Name: policy.RevisionsName, Stamp: "asOf", Log: log,
+		Kubernetes: c.core, Dynamic: c.own, Name: policy.RevisionsName, Stamp: "asOf", Changed: g.users.Changed(), Log: log,
 		AtEnd: map[string]any{"users": nil}, // what nobody keeps must not stand in the way of a deletion
 		Spec: func(ctx context.Context) (map[string]any, error) {
 			facts, err := live.ControlPlanes(ctx, c.core)
 			if err != nil {
 				return nil, err
 			}
-			unread := live.AddUsers(ctx, c.core, facts)
-			return policy.Users(facts, unread == nil), nil
+			unknown := g.users.Add(facts)
+			return policy.Users(facts, unknown == nil), nil
 		},
 	})
 	return g, err

@@ -216,6 +216,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		}
 		work.Go(func() error { return rotation.Run(ctx) })
 		work.Go(func() error { return staleness.Run(ctx) })
+		work.Go(func() error { return guards.users.Run(ctx) })
 		work.Go(func() error { return guards.shared.Run(ctx) })
 		return work.Wait()
 	})

@@ -105,7 +105,23 @@ type rendering struct {
 	objects map[string]*unstructured.Unstructured
 }
 
-func render(o install.Options) (*rendering, error) {
+// texts are those of objects, by their JSON: most objects are the same whatever is chosen, and YAML takes its time.
+type texts map[string]string
+
+func (t texts) of(u *unstructured.Unstructured) (string, error) {
+	key, err := u.MarshalJSON()
+	if err != nil {
+		return "", err
+	}
+	if known, ok := t[string(key)]; ok {
+		return known, nil
+	}
+	made, err := text(u)
+	t[string(key)] = made
+	return made, err
+}
+
+func render(o install.Options, known texts) (*rendering, error) {
 	objects, err := install.Render(o)
 	if err != nil {
 		return nil, err
@@ -117,7 +133,7 @@ func render(o install.Options) (*rendering, error) {
 		}
 		key := lower(u.GetKind() + " " + u.GetNamespace() + "/" + u.GetName())
 		r.order, r.objects[key] = append(r.order, key), u
-		if r.text[key], err = text(u); err != nil {
+		if r.text[key], err = known.of(u); err != nil {
 			return nil, err
 		}
 	}
@@ -131,7 +147,7 @@ func lower(text string) string {
 
 // generate gives the files of the chart that are generated, by their path in it.
 func generate() (map[string]string, error) {
-	all := map[string]*rendering{}
+	all, known := map[string]*rendering{}, texts{}
 	var order []string
 	for n := range 1 << len(choices) {
 		yes := make([]bool, len(choices))
@@ -142,7 +158,7 @@ func generate() (map[string]string, error) {
 		if !ok {
 			continue
 		}
-		r, err := render(o)
+		r, err := render(o, known)
 		if err != nil {
 			return nil, err
 		}

@@ -17,7 +17,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -76,22 +75,23 @@ func (m *mesh) startGuards(config *inject.Config) (stop func()) {
 	if err != nil {
 		m.Fatal(err)
 	}
+	users := revisionlive.NewUsers(client)
 	shared, err := live.NewParameter(live.ParameterConfig{Kubernetes: client, Dynamic: own, Name: policy.RevisionsName, Stamp: "asOf", Log: log,
-		AtEnd: map[string]any{"users": nil},
+		AtEnd: map[string]any{"users": nil}, Changed: users.Changed(),
 		Spec: func(ctx context.Context) (map[string]any, error) {
 			facts, err := revisionlive.ControlPlanes(ctx, client)
 			if err != nil {
 				return nil, err
 			}
-			unread := revisionlive.AddUsers(ctx, client, facts)
-			return policy.Users(facts, unread == nil), nil
+			unknown := users.Add(facts)
+			return policy.Users(facts, unknown == nil), nil
 		}})
 	if err != nil {
 		m.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	for _, run := range []func(context.Context) error{chosen.Run, shared.Run} {
+	for _, run := range []func(context.Context) error{chosen.Run, users.Run, shared.Run} {
 		running.Go(func() {
 			if err := run(ctx); err != nil {
 				m.Error(err)
@@ -271,13 +271,7 @@ func (m *mesh) inUse(mode policy.Mode) {
 	}
 	name, tag := m.mutating(), "istio-revision-tag-"+m.options.Tags[0]
 	if mode != policy.Off {
-		n := 0
 		m.eventually("the users", func() string {
-			n++ // namespaces are counted once a minute, or when a webhook configuration changes
-			body := fmt.Sprintf(`{"metadata":{"annotations":{"selvage-test/again":"%s-%d"}}}`, mode, n)
-			if _, err := m.client.AdmissionregistrationV1().MutatingWebhookConfigurations().Patch(m.Context(), name, types.MergePatchType, []byte(body), metav1.PatchOptions{}); err != nil {
-				return err.Error()
-			}
 			users, _, _ := unstructured.NestedSlice(m.parameter(policy.RevisionsName), "users")
 			counted := 0
 			for _, u := range users {

@@ -142,8 +142,7 @@ func AddUsers(ctx context.Context, client kubernetes.Interface, f *revision.Fact
 			return "", err
 		}
 		for _, ns := range list.Items {
-			one := revision.Namespace{Name: ns.Name, Injection: ns.Labels[inject.NamespaceInjection], Rev: ns.Labels[label.IoIstioRev.Name]}
-			if ns.DeletionTimestamp == nil && (one.Injection != "" || one.Rev != "") {
+			if one, uses := userOf(&ns); uses {
 				f.Namespaces = append(f.Namespaces, one)
 			}
 		}
@@ -154,7 +153,7 @@ func AddUsers(ctx context.Context, client kubernetes.Interface, f *revision.Fact
 	}
 	err = eachPage(func(continued string) (string, error) {
 		list, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
-			LabelSelector: label.SecurityTlsMode.Name, FieldSelector: "status.phase!=Succeeded,status.phase!=Failed",
+			LabelSelector: meshedPods, FieldSelector: runningPods,
 			Limit: pageSize, Continue: continued,
 		})
 		if err != nil {
