@@ -109,7 +109,7 @@ type ValueMatch struct {
 // Authorizer is an external service that decides about requests (Envoy's ext_authz).
 type Authorizer struct {
 	Name string // of the provider in the mesh configuration
-	// Service and Port are the cluster. Where the proxy has no such cluster it cannot ask, and that is a refusal unless FailOpen.
+	// Service and Port are the cluster; "" when nobody is there to be asked. Where the proxy has no such cluster it cannot ask, and that is a refusal unless FailOpen.
 	Service Host
 	Port    uint32
 	GRPC    bool

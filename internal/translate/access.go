@@ -90,7 +90,7 @@ func selectorOf(selector *v1beta1.WorkloadSelector, one *v1beta1.PolicyTargetRef
 }
 
 // accessFor gives what decides who may call a pod with these labels, nil for nothing, and what identifies its content.
-func (n *namespace) accessFor(labels map[string]string) (a *mesh.Access, id string, refs []ref.Ref) {
+func (n *namespace) accessFor(labels map[string]string) (a *mesh.Access, id string, refs []ref.Ref, problems []diag.Problem) {
 	var ids strings.Builder
 	out := &mesh.Access{}
 	for _, from := range n.levels() {
@@ -107,9 +107,28 @@ func (n *namespace) accessFor(labels map[string]string) (a *mesh.Access, id stri
 		}
 	}
 	if len(out.Policies)+len(out.Tokens) == 0 {
-		return nil, "", refs
+		return nil, "", refs, nil
 	}
-	return out, ids.String(), refs
+	return out, ids.String(), refs, rivals(out.Policies)
+}
+
+// rivals tells of policies that ask another authorizer than one before them asks for the same workload.
+func rivals(policies []*mesh.AccessPolicy) (problems []diag.Problem) {
+	var first *mesh.AccessPolicy
+	for _, p := range policies {
+		switch {
+		case p.Action != mesh.ActionCustom || p.DryRun:
+		case first == nil:
+			first = p
+		case p.Provider.Name != first.Provider.Name:
+			problems = append(problems, diag.Problem{
+				Code: diag.InvalidField, Severity: diag.Error, Object: p.Ref, Field: "spec.provider.name",
+				Detail: "some workload is selected by " + first.Ref.String() + " too, which asks another authorizer, " + quoted(first.Provider.Name) + ": what either would be asked about is refused there",
+				Hint:   "let every workload ask one authorizer",
+			})
+		}
+	}
+	return problems
 }
 
 // levels are the root namespace's objects, which may select workloads anywhere, and the namespace's own.

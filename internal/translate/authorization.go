@@ -83,12 +83,12 @@ func (p *policyReader) policy(r *index.Resource, spec *securityapi.Authorization
 	return out
 }
 
-// authorizer finds a provider by its name.
+// authorizer finds a provider by its name; one that nobody can ask where there is none.
 func (p *policyReader) authorizer(name string) *mesh.Authorizer {
-	a, ok := p.mesh.authorizers[name]
-	if !ok {
-		p.fail(diag.InvalidField, "spec.provider.name", "the mesh configuration has no external authorizer "+quoted(name),
-			"add it to extensionProviders, as envoyExtAuthzHttp or envoyExtAuthzGrpc")
+	if a, ok := p.mesh.authorizers[name]; ok {
+		return a
 	}
-	return a
+	p.add(diag.InvalidField, diag.Error, "spec.provider.name", "the mesh configuration has no external authorizer "+quoted(name)+
+		" that can be used: what it would be asked about is refused", "add it to extensionProviders, as envoyExtAuthzHttp or envoyExtAuthzGrpc")
+	return &mesh.Authorizer{Name: name}
 }

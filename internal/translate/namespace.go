@@ -251,7 +251,9 @@ func (n *namespace) podPart(pod *index.Pod, prev *podPart, known map[string]*mes
 	part.problems = problems
 	var content string
 	var refs []ref.Ref
-	in.Access, content, refs = n.accessFor(pod.Labels)
+	var rivals []diag.Problem
+	in.Access, content, refs, rivals = n.accessFor(pod.Labels)
+	part.problems = append(part.problems, rivals...)
 	in.Refs = append(in.Refs, refs...)
 	in = n.intern(in, content, known)
 	part.workload = &mesh.Workload{

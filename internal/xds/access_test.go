@@ -255,7 +255,11 @@ extensionProviders:
 			{ask: "GET /custom", header: "X-Allow: true", want: no}, {ask: "GET /other", want: ok}}},
 		{name: "DENY is asked after CUSTOM", objects: custom + "\n---\n" + policy("DENY", "{to: [{operation: {paths: [/custom/secret]}}]}"), mesh: provider, change: withAuthorizer, checks: []accessCheck{
 			{ask: "GET /custom/secret", header: "X-Allow: true", want: no}, {ask: "GET /custom", header: "X-Allow: true", want: ok}}},
-		{name: "CUSTOM of a provider that is not there refuses all", objects: custom, flawed: true, checks: []accessCheck{{ask: "GET /other", want: no}}},
+		{name: "CUSTOM of a provider that is not there refuses what it would ask about", objects: custom, flawed: true, checks: []accessCheck{
+			{ask: "GET /custom", header: "X-Allow: true", want: no}, {ask: "GET /other", want: ok}}},
+		{name: "two providers are not asked about one workload", objects: custom + "\n---\n" + strings.NewReplacer("name: asked", "name: other", "/custom*", "/second").Replace(custom), mesh: provider,
+			change: withAuthorizer, flawed: true, checks: []accessCheck{
+				{ask: "GET /custom", header: "X-Allow: true", want: no}, {ask: "GET /second", header: "X-Allow: true", want: no}, {ask: "GET /other", want: ok}}},
 	}
 }
 

@@ -39,7 +39,14 @@ func For(a *mesh.Access) (out Access) {
 	if len(a.Tokens) > 0 {
 		out.HTTP = append(out.HTTP, httpFilter(tokenFilter, tokens(a.Tokens)))
 	}
-	for _, p := range providers(a.Policies) {
+	asked := providers(a.Policies)
+	for _, p := range asked {
+		// Istio asks one authorizer for a workload and refuses what several would be asked about; so does what cannot be asked.
+		if len(asked) > 1 || p.Service == "" {
+			out.HTTP = append(out.HTTP, httpFilter(httpRBAC, ruleSet{rules: p.rules(false)}.http()))
+			out.Network = append(out.Network, networkFilter(tcpRBAC, ruleSet{rules: p.rules(true)}.network()))
+			continue
+		}
 		out.HTTP = append(out.HTTP, p.http()...)
 		out.Network = append(out.Network, p.network()...)
 	}
