@@ -7,6 +7,7 @@ package mesh
 
 import (
 	"net/netip"
+	"unique"
 
 	"github.com/selvage-mesh/selvage/internal/ref"
 )
@@ -135,14 +136,31 @@ type ServicePort struct {
 	Policy *TrafficPolicy
 }
 
-// EndpointKey names the endpoints of one service port, or of a subset of them.
+// EndpointKey names the endpoints of one service port, or of a subset of them. It is small, because a model has many and each change
+// copies them.
 type EndpointKey struct {
-	Host   Host
-	Port   uint32 // the service port's number
-	Subset string // "" for all
-	// Of is the namespace whose rule says what the subset is, "" for the rule that holds for everybody. It is no part of the name by
-	// which proxies know the endpoints: they see one rule of a host.
-	Of string
+	Host Host
+	Port uint32                // the service port's number
+	part unique.Handle[subset] // zero for all
+}
+
+type subset struct{ name, of string }
+
+// OfSubset names the endpoints of a subset, "" for all. Of is the namespace whose rule says what the subset is, "" for the rule that
+// holds for everybody. It is no part of the name by which proxies know the endpoints: they see one rule of a host.
+func (k EndpointKey) OfSubset(name, of string) EndpointKey {
+	if k.part = (unique.Handle[subset]{}); name != "" {
+		k.part = unique.Make(subset{name, of})
+	}
+	return k
+}
+
+// Subset is the name of the subset, "" for all endpoints.
+func (k EndpointKey) Subset() string {
+	if k.part == (unique.Handle[subset]{}) {
+		return ""
+	}
+	return k.part.Value().name
 }
 
 // EndpointSet is the endpoints of one service port, sorted by address and port.

@@ -92,16 +92,15 @@ func (v View) Key() Key { return Key{v.Settings, v.Outbound, v.Inbound, v.Traits
 
 // Endpoints are those of one service port, or of a subset, in this view, or nil for what the proxy may not see.
 func (v View) Endpoints(k mesh.EndpointKey) *mesh.EndpointSet {
-	if k.Subset != "" {
-		k.Of = v.Outbound.Private[k.Host]
+	if name := k.Subset(); name != "" {
+		k = k.OfSubset(name, v.Outbound.Private[k.Host])
 	}
 	return v.endpoints[k]
 }
 
 // ByLocality says how the endpoints of a service port or subset depend on where the proxy is; nil when they do not.
 func (v View) ByLocality(k mesh.EndpointKey) *mesh.LocalityBalancing {
-	k.Of = ""
-	return v.Outbound.ByLocality[k]
+	return v.Outbound.ByLocality[k.OfSubset(k.Subset(), "")]
 }
 
 // FindsEndpointsAs reports whether endpoints are found and shown in this view as in another one: a name that has not changed in the model

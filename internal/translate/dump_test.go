@@ -168,7 +168,7 @@ func dumpOutbound(b *strings.Builder, m *mesh.Model, o, base *mesh.Outbound, cli
 				if o.Private[svc.Host] != "" {
 					of = client
 				}
-				dumpSet(b, m.Endpoints[mesh.EndpointKey{Host: svc.Host, Port: p.Number, Subset: s.Name, Of: of}])
+				dumpSet(b, m.Endpoints[mesh.EndpointKey{Host: svc.Host, Port: p.Number}.OfSubset(s.Name, of)])
 			}
 		}
 	}
@@ -184,9 +184,11 @@ func dumpOutbound(b *strings.Builder, m *mesh.Model, o, base *mesh.Outbound, cli
 			fmt.Fprintf(b, "routes of %s on ports %v: %s", r.Host, r.Ports, says("", r.By))
 		}
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(o.ByLocality), func(a, b mesh.EndpointKey) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) }) {
+	for _, k := range slices.SortedFunc(maps.Keys(o.ByLocality), func(a, b mesh.EndpointKey) int {
+		return strings.Compare(fmt.Sprint(a.Host, a.Port, a.Subset()), fmt.Sprint(b.Host, b.Port, b.Subset()))
+	}) {
 		if base.ByLocality[k] != o.ByLocality[k] {
-			fmt.Fprintf(b, "by locality %s:%d %s %s", k.Host, k.Port, k.Subset, says("", o.ByLocality[k]))
+			fmt.Fprintf(b, "by locality %s:%d %s %s", k.Host, k.Port, k.Subset(), says("", o.ByLocality[k]))
 		}
 	}
 }

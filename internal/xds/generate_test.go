@@ -216,7 +216,7 @@ func TestClusterNames(t *testing.T) {
 	for name, want := range map[string]mesh.EndpointKey{
 		"outbound|80||web.shop.svc.cluster.local": {Host: "web.shop.svc.cluster.local", Port: 80},
 		"outbound|65535||x":                       {Host: "x", Port: 65535},
-		"outbound|80|v1|web":                      {Host: "web", Port: 80, Subset: "v1"},
+		"outbound|80|v1|web":                      mesh.EndpointKey{Host: "web", Port: 80}.OfSubset("v1", ""),
 	} {
 		if got, ok := xds.ParseClusterName(name); !ok || got != want {
 			t.Errorf("%s: %v, %v", name, got, ok)

@@ -244,7 +244,7 @@ func (b build) exact(at netip.AddrPort, cluster string, policy *mesh.TrafficPoli
 
 // cluster is that of one service port, or of a subset of its endpoints, or nil when there is nothing that it would be used for.
 func (b build) cluster(svc *mesh.Service, p *mesh.ServicePort, subset string, policy *mesh.TrafficPolicy) *clusterv3.Cluster {
-	key := mesh.EndpointKey{Host: svc.Host, Port: p.Number, Subset: subset}
+	key := mesh.EndpointKey{Host: svc.Host, Port: p.Number}.OfSubset(subset, "")
 	name, protocol := ClusterName(key), upstreamProtocol(p.Protocol)
 	passthrough := policy != nil && policy.Balancer.Kind == mesh.Passthrough
 	var c *clusterv3.Cluster
@@ -308,7 +308,7 @@ func inSubset(svc *mesh.Service, subset string, labels *mesh.Labels) bool {
 
 // secure sets the TLS of a cluster: as its policy says, or, without one, the mesh's own to the endpoints that take it, or always.
 func (b build) secure(c *clusterv3.Cluster, svc *mesh.Service, p *mesh.ServicePort, subset string, policy *mesh.TrafficPolicy, auto, always bool) {
-	key := mesh.EndpointKey{Host: svc.Host, Port: p.Number, Subset: subset}
+	key := mesh.EndpointKey{Host: svc.Host, Port: p.Number}.OfSubset(subset, "")
 	tls := envoy.UpstreamTLS{SNI: sni(key), Identities: p.Identities, TrustDomain: b.settings.TrustDomain, HTTP2: p.Protocol == mesh.HTTP2}
 	if policy != nil && policy.TLS != nil {
 		switch t := policy.TLS; t.Mode {

@@ -333,7 +333,7 @@ func (o *outbound) virtualHosts(p *httpPort, namespace string) (all []madeHosts,
 // clusterOn names the clusters of destinations as requests to one port see them.
 func clusterOn(number uint32) func(mesh.Destination) string {
 	return func(d mesh.Destination) string {
-		return ClusterName(mesh.EndpointKey{Host: d.Host, Port: cmp.Or(d.Port, number), Subset: d.Subset})
+		return ClusterName(mesh.EndpointKey{Host: d.Host, Port: cmp.Or(d.Port, number)}.OfSubset(d.Subset, ""))
 	}
 }
 
