@@ -173,6 +173,9 @@ func clientTLS(t *networkingapi.ClientTLSSettings) *mesh.ClientTLS {
 	if out.Mode == mesh.SimpleTLS || out.Mode == mesh.MutualTLS {
 		out.Roots, out.CRL, out.SkipVerify = t.GetCaCertificates(), t.GetCaCrl(), t.GetInsecureSkipVerify().GetValue()
 	}
+	if out.Mode == mesh.MutualTLS && t.GetClientCertificate() == "" { // it is in a secret, which is refused: a server that asks for it says no
+		out.Mode = mesh.SimpleTLS
+	}
 	if out.Mode == mesh.MutualTLS {
 		out.Certificate, out.Key = t.GetClientCertificate(), t.GetPrivateKey()
 	}
