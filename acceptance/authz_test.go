@@ -363,8 +363,8 @@ func (r request) permitted(p *rbacv3.Permission) bool {
 		return text(p.UrlPath.GetPath(), r.path)
 	case *rbacv3.Permission_Header:
 		return r.hasHeader(p.Header)
-	case *rbacv3.Permission_Metadata: //nolint:staticcheck // what Istio still writes
-		return r.hasMetadata(p.Metadata)
+	case *rbacv3.Permission_Metadata:
+		return r.hasMetadata(p.Metadata) //nolint:staticcheck // what Istio still writes
 	case *rbacv3.Permission_SourcedMetadata:
 		return r.hasMetadata(p.SourcedMetadata.GetMetadataMatcher())
 	}
@@ -389,8 +389,8 @@ func (r request) identified(p *rbacv3.Principal) bool {
 		return within(p.RemoteIp.GetAddressPrefix(), p.RemoteIp.GetPrefixLen().GetValue(), r.remote)
 	case *rbacv3.Principal_Header:
 		return r.hasHeader(p.Header)
-	case *rbacv3.Principal_Metadata: //nolint:staticcheck // what Istio still writes
-		return r.hasMetadata(p.Metadata)
+	case *rbacv3.Principal_Metadata:
+		return r.hasMetadata(p.Metadata) //nolint:staticcheck // what Istio still writes
 	case *rbacv3.Principal_SourcedMetadata:
 		return r.hasMetadata(p.SourcedMetadata.GetMetadataMatcher())
 	}
@@ -417,7 +417,7 @@ func (r request) hasHeader(m *routev3.HeaderMatcher) bool {
 
 // hasMetadata looks at the token; other filters' metadata have the header's value.
 func (r request) hasMetadata(m *matcherv3.MetadataMatcher) bool {
-	var value any = r.claims["c"]
+	value := r.claims["c"]
 	if m.GetFilter() == "envoy.filters.http.jwt_authn" {
 		last := m.GetPath()[len(m.GetPath())-1].GetKey()
 		value = r.claims[last]
