@@ -19,7 +19,7 @@ var gateways = configured{
 	},
 	checks: []configCheck{
 		{"spec.servers", shown("size(variables.servers) == 0", "'none'"), "a gateway needs at least one server"},
-		{"spec.servers[].port.number", filtered("variables.servers", "s", badPort("s.?port.?number.orValue(0)"), "s.?port.?number.orValue(0)"), portSay},
+		{"spec.servers[].port.number", filtered("variables.servers", "s", "!s.?bind.orValue('').startsWith('unix://') && "+badPort("s.?port.?number.orValue(0)"), "s.?port.?number.orValue(0)"), portSay},
 		{"spec.servers[].port.protocol", filtered("variables.servers", "s", "!(s.?port.?protocol.orValue('').upperAscii() in "+protocols+")", inQuotes("s.?port.?protocol.orValue('')")), protocolSay},
 		{"spec.servers[].port.name", filtered("variables.servers", "s", "s.?port.?name.orValue('') == ''", unnamed), "a port needs a name"},
 		{"spec.servers[].port.name", twice("variables.servers", "i.?port.?name.orValue('')"), "another server has a port of this name too"},
@@ -30,7 +30,6 @@ var gateways = configured{
 			"its mode needs credentialName, or serverCertificate and privateKey"},
 		{"spec.servers[].tls.caCertificates", filtered("variables.terminated", "s", "s.tls.mode != 'SIMPLE' && s.tls.?caCertificates.orValue('') == '' && s.tls.?caCertCredentialName.orValue('') == ''",
 			"s.?port.?name.orValue('')"), "its mode checks the certificates of clients, by these"},
-		{"spec.selector", badLabels("variables.spec", "selector"), labelsSay},
 	},
 }
 
@@ -61,7 +60,6 @@ var sidecars = configured{
 	group: networkingGroup, resource: "sidecars",
 	variables: []string{"ingress", items("variables.spec", "ingress"), "egress", items("variables.spec", "egress")},
 	checks: []configCheck{
-		{"spec.workloadSelector.labels", badLabels(field("variables.spec", "workloadSelector", "{}"), "labels"), labelsSay},
 		{"spec.ingress[].port", filtered("variables.ingress", "i", badPort("i.?port.?number.orValue(0)"), "i.?port.?number.orValue(0)"), portSay},
 		{"spec.ingress[].defaultEndpoint", filtered("variables.ingress", "i", "!"+field("i", "defaultEndpoint", "''")+
 			".matches('^(|unix://.*|(127\\\\.[0-9.]+|0\\\\.0\\\\.0\\\\.0|\\\\[[0-9a-fA-F:.%]+\\\\]):[0-9]+)$')", inQuotes("i.defaultEndpoint")),
@@ -107,8 +105,7 @@ var destinationRules = configured{
 	},
 	checks: []configCheck{
 		{"spec.host", shown(badHost("variables.host"), inQuotes("variables.host")), hostSay},
-		{"spec.workloadSelector.matchLabels", badLabels(field("variables.spec", "workloadSelector", "{}"), "matchLabels"), labelsSay},
-		{"spec.subsets[].name", filtered("variables.subsets", "s", badSubset("s.?name.orValue('')"), inQuotes("s.?name.orValue('')")), "it is no name of a subset: small letters, digits and dashes"},
+		{"spec.subsets[].name", filtered("variables.subsets", "s", badSubset("s.?name.orValue('')"), inQuotes("s.?name.orValue('')")), "it is no name of a subset: letters, digits and dashes"},
 		{"spec.subsets[].name", twice("variables.subsets", "i.?name.orValue('')"), "another subset has this name too"},
 		{"spec.subsets[].labels", "variables.subsets.map(s, (" + badLabels("s", "labels") + ").join(', ')).filter(t, t != '')", labelsSay},
 		{"trafficPolicy.portLevelSettings[].port", "variables.policies.filter(t, t.policy.?portLevelSettings.orValue([]).exists(p, " + badPort("p.?port.?number.orValue(0)") + ")).map(t, string(t.of))", portSay},
@@ -122,7 +119,6 @@ var envoyFilters = configured{
 	group: networkingGroup, resource: "envoyfilters",
 	variables: []string{"patches", items("variables.spec", "configPatches")},
 	checks: []configCheck{
-		{"spec.workloadSelector.labels", badLabels(field("variables.spec", "workloadSelector", "{}"), "labels"), labelsSay},
 		{"spec.configPatches[].applyTo", filtered("variables.patches", "p", "p.?applyTo.orValue('INVALID') == 'INVALID'", "'none'"), "it is missing"},
 		{"spec.configPatches[].patch.operation", filtered("variables.patches", "p", "p.?patch.?operation.orValue('INVALID') == 'INVALID'", "p.?applyTo.orValue('')"), "it is missing"},
 		{"spec.configPatches[].patch.value", filtered("variables.patches", "p", "!(p.?patch.?operation.orValue('REMOVE') in ['REMOVE', 'INVALID']) && !has(p.patch.value)", "p.patch.operation"),

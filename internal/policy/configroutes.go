@@ -60,7 +60,7 @@ var virtualServices = configured{
 		{"spec.http[]", inHTTP(actions + " != 1"), "a route does one thing: route, redirect, directResponse or delegate"},
 		{"spec.http[].redirect.redirectCode", inHTTP("int(r.?redirect.?redirectCode.orValue(0)) != 0 && " +
 			"(int(r.redirect.redirectCode) < 300 || int(r.redirect.redirectCode) > 399)"), "the code of a redirect is between 300 and 399"},
-		{"spec.http[].directResponse.status", inHTTP("has(r.directResponse) && (int(r.directResponse.?status.orValue(0)) < 100 || int(r.directResponse.?status.orValue(0)) > 599)"), "an HTTP status is between 100 and 599"},
+		{"spec.http[].directResponse.status", inHTTP("has(r.directResponse) && (int(r.directResponse.?status.orValue(0)) < 200 || int(r.directResponse.?status.orValue(0)) > 600)"), "a status that ends a request is between 200 and 599"},
 		{"spec.http[].mirror.host", filtered("variables.http.filter(r, has(r.mirror))", "r", "r.mirror.?host.orValue('') == '*' || "+badHost("r.mirror.?host.orValue('')"), inQuotes("r.mirror.?host.orValue('')")), hostSay + ", or is * alone"},
 		{"spec.http[].mirrors[].destination.host", nested("variables.http", "r", items("r", "mirrors"), "d", destinationHost+" == '*' || "+badHost(destinationHost), inQuotes(destinationHost)), hostSay + ", or is * alone"},
 		{"spec.http[].mirrorPercentage", inHTTP(badPercent("r", "mirrorPercentage") + " || " + items("r", "mirrors") + ".exists(m, " + badPercent("m", "percentage") + ")"), "a percentage is between 0 and 100"},
