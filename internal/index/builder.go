@@ -316,10 +316,10 @@ func (b *Builder) forgetOthers(kind Kind, named map[objectName]bool) error {
 }
 
 func (s *space) keep(kind Kind, names map[string]bool) bool {
-	switch kind {
-	case Services:
+	if kind == Services {
 		return s.services.keep(names)
-	case Pods:
+	}
+	if kind == Pods {
 		return s.pods.keep(names)
 	}
 	changed := s.resources[slot(kind)].keep(names)

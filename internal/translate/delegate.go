@@ -47,7 +47,8 @@ func inherit(m, root *networkingapi.HTTPRoute) {
 		m.Fault = root.Fault
 	}
 	if m.Mirror == nil && len(m.Mirrors) == 0 {
-		m.Mirror, m.MirrorPercent, m.MirrorPercentage, m.Mirrors = root.Mirror, root.MirrorPercent, root.MirrorPercentage, root.Mirrors
+		m.Mirror, m.MirrorPercentage, m.Mirrors = root.Mirror, root.MirrorPercentage, root.Mirrors
+		m.MirrorPercent = root.MirrorPercent //nolint:staticcheck // people still write the former form
 	}
 	if m.CorsPolicy == nil {
 		m.CorsPolicy = root.CorsPolicy

@@ -83,7 +83,7 @@ func (r *routeReader) mirrors(out *mesh.HTTPRoute, route *networkingapi.HTTPRout
 		percent := 100.0
 		if p := route.GetMirrorPercentage(); p != nil {
 			percent = p.GetValue()
-		} else if p := route.GetMirrorPercent(); p != nil {
+		} else if p := route.GetMirrorPercent(); p != nil { //nolint:staticcheck // people still write the former form
 			percent = float64(p.GetValue())
 		}
 		add(m, percent, at+".mirror")
@@ -202,8 +202,8 @@ func (r *routeReader) fault(f *networkingapi.HTTPFaultInjection, at string) *mes
 		out.Delay, out.DelayPercent = d.GetFixedDelay().AsDuration(), 100
 		if d.GetPercentage() != nil {
 			out.DelayPercent = d.GetPercentage().GetValue()
-		} else if d.GetPercent() > 0 { // the former form
-			out.DelayPercent = float64(d.GetPercent())
+		} else if p := d.GetPercent(); p > 0 { //nolint:staticcheck // people still write the former form
+			out.DelayPercent = float64(p)
 		}
 	}
 	a := f.GetAbort()
@@ -243,7 +243,7 @@ func cors(c *networkingapi.CorsPolicy) *mesh.CORS {
 		out.Origins = append(out.Origins, stringMatch(o))
 	}
 	if len(c.GetAllowOrigins()) == 0 { // the former form
-		for _, o := range c.GetAllowOrigin() {
+		for _, o := range c.GetAllowOrigin() { //nolint:staticcheck // people still write the former form
 			out.Origins = append(out.Origins, mesh.StringMatch{Kind: mesh.Exact, Text: o})
 		}
 	}

@@ -75,7 +75,7 @@ var simpleBalancers = map[networkingapi.LoadBalancerSettings_SimpleLB]mesh.Balan
 func balancer(lb *networkingapi.LoadBalancerSettings, outliers bool) (b mesh.Balancer) {
 	b.Kind = simpleBalancers[lb.GetSimple()]
 	if h := lb.GetConsistentHash(); h != nil {
-		b.Kind, b.TableSize, b.Hash = mesh.RingHash, cmp.Or(h.GetRingHash().GetMinimumRingSize(), h.GetMinimumRingSize()), hash(h)
+		b.Kind, b.TableSize, b.Hash = mesh.RingHash, cmp.Or(h.GetRingHash().GetMinimumRingSize(), h.GetMinimumRingSize()), hash(h) //nolint:staticcheck // people still write the former form
 		if m := h.GetMaglev(); m != nil {
 			b.Kind, b.TableSize = mesh.Maglev, m.GetTableSize()
 		}
@@ -110,7 +110,7 @@ func balancer(lb *networkingapi.LoadBalancerSettings, outliers bool) (b mesh.Bal
 func specificity(pattern string) int {
 	n := 0
 	for part := range strings.SplitSeq(pattern, "/") {
-		if n += 1; part != "*" && part != "" {
+		if n++; part != "*" && part != "" {
 			n += 2
 		}
 	}

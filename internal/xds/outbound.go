@@ -345,7 +345,7 @@ func upstreamProtocol(p mesh.Protocol) envoy.UpstreamProtocol {
 		return envoy.HTTP1Only
 	case mesh.HTTP2:
 		return envoy.HTTP2Only
-	case mesh.TCP:
+	case mesh.TCP, mesh.TLS:
 	}
 	return envoy.Opaque
 }

@@ -228,6 +228,9 @@ func (v *village) testOutliers(t *testing.T) {
 	})
 }
 
+// answer is a result that is no error.
+type answer struct{ result result }
+
 func (v *village) testConnectionPool(t *testing.T) {
 	t.Run("requests beyond what may wait are refused", func(t *testing.T) {
 		v.apply(t, `
@@ -242,17 +245,17 @@ spec: {hosts: [other], http: [{retries: {attempts: 0}, route: [{destination: {ho
 		eventually(t, "one of five is refused", func() error {
 			release := v.app.block()
 			defer release()
-			done := make(chan result, 5)
+			done := make(chan answer, 5)
 			for range 5 {
 				c := v.httpClient(v.clientNet, false)
-				go func() { done <- get(c, "http://10.96.0.11/blocked", headers([]string{"X-Block: 1"}), "other") }()
+				go func() { done <- answer{get(c, "http://10.96.0.11/blocked", headers([]string{"X-Block: 1"}), "other")} }()
 			}
-			if r := <-done; r.status != http.StatusServiceUnavailable || r.header.Get("X-Envoy-Overloaded") == "" {
+			if r := (<-done).result; r.status != http.StatusServiceUnavailable || r.header.Get("X-Envoy-Overloaded") == "" {
 				release()
 				for range 4 {
 					<-done
 				}
-				return fmt.Errorf("the first answer is %d %v", r.status, r.error)
+				return fmt.Errorf("the first answer is %d, %w", r.status, r.error)
 			}
 			release()
 			for range 4 {
@@ -394,7 +397,7 @@ spec:
 		eventually(t, "one subset is called in plain text", func() error {
 			one, two := v.ask("/v1"), v.ask("/")
 			if one.Header.Get("X-Forwarded-Client-Cert") == "" || two.err() != nil || two.Header.Get("X-Forwarded-Client-Cert") != "" {
-				return fmt.Errorf("v1: %v %q, v2: %v %q", one.err(), one.Header.Get("X-Forwarded-Client-Cert"), two.err(), two.Header.Get("X-Forwarded-Client-Cert"))
+				return fmt.Errorf("v1: %w %q, v2: %w %q", one.err(), one.Header.Get("X-Forwarded-Client-Cert"), two.err(), two.Header.Get("X-Forwarded-Client-Cert"))
 			}
 			return nil
 		})

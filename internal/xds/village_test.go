@@ -252,13 +252,12 @@ func (v *village) becomes(t *testing.T, n int, want map[string]int, header ...st
 }
 
 // answers waits until a request is answered with a status.
-func (v *village) answers(t *testing.T, path string, status int, header ...string) (r result) {
+func (v *village) answers(t *testing.T, path string, status int, header ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%s %v is answered with %d", path, header, status), func() error {
-		if r = v.ask(path, header...); r.error != nil || r.status != status {
+		if r := v.ask(path, header...); r.error != nil || r.status != status {
 			return fmt.Errorf("it is %d, %w", r.status, r.error)
 		}
 		return nil
 	})
-	return r
 }

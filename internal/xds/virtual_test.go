@@ -246,7 +246,7 @@ func (v *village) testRetries(t *testing.T) {
 			path := "/retry/" + strings.ReplaceAll(c.name, " ", "-")
 			eventually(t, fmt.Sprintf("it is tried %d times", c.attempts), func() error {
 				before := len(v.app.requests(path))
-				v.ask(path, "X-Status: "+c.status)
+				_ = v.ask(path, "X-Status: "+c.status)
 				if got := len(v.app.requests(path)) - before; got != c.attempts {
 					return fmt.Errorf("it is tried %d times", got)
 				}
@@ -305,7 +305,7 @@ func (v *village) testRest(t *testing.T) {
 	t.Run("a mirror", func(t *testing.T) {
 		v.apply(t, virtual("{mirrors: [{destination: {host: other}, percentage: {value: 100}}], route: [{destination: {host: web}}]}"))
 		eventually(t, "the request is seen twice", func() error {
-			v.ask("/mirrored")
+			_ = v.ask("/mirrored")
 			for _, r := range v.app.requests("/mirrored") {
 				if strings.Contains(r.Host, "-shadow") {
 					return nil
@@ -318,7 +318,7 @@ func (v *village) testRest(t *testing.T) {
 		v.apply(t, virtual("{mirror: {host: other}, mirrorPercentage: {value: 0}, match: [{uri: {prefix: /unmirrored}}], route: [{destination: {host: web}}]}, {directResponse: {status: 404}}"))
 		v.answers(t, "/", http.StatusNotFound)
 		for range 5 {
-			v.ask("/unmirrored")
+			_ = v.ask("/unmirrored")
 		}
 		if n := len(v.app.requests("/unmirrored")); n != 5 {
 			t.Errorf("%d requests are seen of 5", n)
