@@ -58,7 +58,7 @@ func inboundListener(t testing.TB, port uint16) *listenerv3.Listener {
 	return &listenerv3.Listener{
 		Name: "virtualInbound", Address: socket(port), TrafficDirection: corev3.TrafficDirection_INBOUND,
 		FilterChains: []*listenerv3.FilterChain{{
-			TransportSocket: envoy.DownstreamTLS("cluster.local", "h2", "http/1.1"),
+			TransportSocket: envoy.DownstreamTLS([]string{"cluster.local"}, "h2", "http/1.1"),
 			Filters: []*listenerv3.Filter{{Name: "envoy.filters.network.http_connection_manager",
 				ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(t, manager)}}},
 		}},
