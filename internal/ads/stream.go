@@ -30,7 +30,7 @@ type service struct {
 
 // DeltaAggregatedResources serves a proxy that takes changes.
 func (s service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return s.serve(rpc, session.Delta, func() (request, error) {
+	return s.server.serve(s.trusting, rpc, session.Delta, func() (request, error) {
 		m, err := rpc.Recv()
 		if err != nil {
 			return request{}, err
@@ -46,7 +46,7 @@ func (s service) DeltaAggregatedResources(rpc discoveryv3.AggregatedDiscoverySer
 
 // StreamAggregatedResources serves a proxy that takes the state of the world.
 func (s service) StreamAggregatedResources(rpc discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	return s.serve(rpc, session.SotW, func() (request, error) {
+	return s.server.serve(s.trusting, rpc, session.SotW, func() (request, error) {
 		m, err := rpc.Recv()
 		if err != nil {
 			return request{}, err
@@ -101,10 +101,9 @@ type stream struct {
 	draining <-chan struct{}
 }
 
-// serve is the life of one stream.
-func (face service) serve(rpc grpc.ServerStream, v session.Variant, receive func() (request, error)) error {
-	s := face.server
-	st := &stream{server: s, trusting: face.trusting, rpc: rpc, variant: v, connected: time.Now(), idle: true, draining: s.draining,
+// serve is the life of one stream; trusting says that what a node claims is believed.
+func (s *Server) serve(trusting bool, rpc grpc.ServerStream, v session.Variant, receive func() (request, error)) error {
+	st := &stream{server: s, trusting: trusting, rpc: rpc, variant: v, connected: time.Now(), idle: true, draining: s.draining,
 		requests: make(chan request), lost: make(chan error, 1), written: make(chan error, 1)}
 	if err := s.enter(); err != nil {
 		return s.refuse(st, err)

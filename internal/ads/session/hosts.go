@@ -137,7 +137,7 @@ func (s *Session) open() {
 }
 
 // planHosts decides what is sent of the next table that lacks something.
-func (s *Session) planHosts() (*flight, bool) {
+func (s *Session) planHosts(front *track) (*flight, bool) {
 	s.open()
 	s.tables = slices.DeleteFunc(s.tables, func(t *table) bool { return t.set == nil && !t.lacking(s.variant) })
 	for _, t := range s.tables {
@@ -151,7 +151,7 @@ func (s *Session) planHosts() (*flight, bool) {
 			return f, true
 		}
 	}
-	if front := s.tracks[VirtualHosts]; len(s.hosts) == 0 && !front.answered {
+	if len(s.hosts) == 0 && !front.answered {
 		return &flight{}, true // there is nothing of the kind
 	}
 	return nil, false

@@ -4,8 +4,11 @@ import "slices"
 
 // plan decides what one type is sent next, if anything. It is called only when nothing of the type is on its way.
 func (s *Session) plan(t *track) (*flight, bool) {
-	if t.sentWhole(s.variant) {
+	switch {
+	case t.sentWhole(s.variant):
 		return s.planWhole(t)
+	case t == s.tracks[VirtualHosts] && s.variant == Delta:
+		return s.planHosts(t)
 	}
 	added, removed := t.pending()
 	if t.kind == Routes {

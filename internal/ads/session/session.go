@@ -229,13 +229,7 @@ func (s *Session) Next() (Response, bool) {
 		if !t.started || t.flight != nil {
 			continue
 		}
-		var f *flight
-		ok := false
-		if t.kind == VirtualHosts && s.variant == Delta {
-			f, ok = s.planHosts()
-		} else {
-			f, ok = s.plan(t)
-		}
+		f, ok := s.plan(t)
 		if !ok {
 			continue
 		}
