@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -203,6 +204,7 @@ type recorder struct {
 	mu       sync.Mutex
 	reasons  []string
 	messages []string
+	more     chan struct{} // not nil while somebody waits for the next
 }
 
 func (r *recorder) Event(_ runtime.Object, eventtype, reason, message string) {
@@ -210,6 +212,33 @@ func (r *recorder) Event(_ runtime.Object, eventtype, reason, message string) {
 	defer r.mu.Unlock()
 	r.reasons = append(r.reasons, eventtype+" "+reason)
 	r.messages = append(r.messages, message)
+	if r.more != nil {
+		close(r.more)
+		r.more = nil
+	}
+}
+
+// await waits for an Event of that type and reason.
+func (r *recorder) await(t *testing.T, want string) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		r.mu.Lock()
+		if slices.Contains(r.reasons, want) {
+			r.mu.Unlock()
+			return
+		}
+		if r.more == nil {
+			r.more = make(chan struct{})
+		}
+		more := r.more
+		r.mu.Unlock()
+		select {
+		case <-more:
+		case <-deadline:
+			t.Fatalf("no Event %q", want)
+		}
+	}
 }
 
 func (r *recorder) take() (reasons, messages []string) {
