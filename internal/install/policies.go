@@ -42,12 +42,11 @@ func (o Options) served(u *unstructured.Unstructured) *unstructured.Unstructured
 }
 
 // policyAccess lets the control plane keep its parameters: these objects, which an installation makes where they are wanted, and no other.
-// It can neither make one nor change what a policy does. It may look for them everywhere, so that it can tell that there are none.
+// It can neither make one nor change what a policy does. The names of injection are among them where there is none of that: what may
+// not be looked for cannot be told from what is not there.
 func (o Options) policyAccess() []runtime.Object {
-	names := []string{policy.HeldName(o.revision()), policy.MeshedName(o.revision()), policy.RevisionsName}
-	if o.Injection == ByPolicy {
-		names = append(names, policy.InjectionName(o.revision()), policy.TrialName(o.revision()))
-	}
+	names := []string{policy.HeldName(o.revision()), policy.MeshedName(o.revision()), policy.RevisionsName,
+		policy.InjectionName(o.revision()), policy.TrialName(o.revision())}
 	grants := []grant{{"what the API server puts into webhooks and pods, and what the guards look at", policy.ParameterKind.Group, policy.ParameterResource.Resource,
 		strings.Join(names, " "), "get watch patch"}}
 	name := o.clusterRole() + "-policies"
@@ -120,11 +119,7 @@ func (r *remover) removePolicies(ctx context.Context, selector string) error {
 	if err != nil {
 		return err
 	}
-	wanted := []kindRef{policyBindings, policies, parameters}
-	if version != "" {
-		wanted = []kindRef{mutatingPolicyBindings(version), policyBindings, mutatingPolicies(version), policies, parameters}
-	}
-	for _, kind := range wanted {
+	for _, kind := range policyKinds(version) {
 		if served, err := r.serves(kind); err != nil || !served {
 			if err != nil {
 				return err
@@ -138,16 +133,23 @@ func (r *remover) removePolicies(ctx context.Context, selector string) error {
 	return nil
 }
 
+// policyKinds are the kinds in the order in which they are removed: what guards a parameter goes after what acts on it. The version is
+// that of MutatingAdmissionPolicy, "" where there is none.
+func policyKinds(version string) []kindRef {
+	if version == "" {
+		return []kindRef{policyBindings, policies, parameters}
+	}
+	return []kindRef{mutatingPolicyBindings(version), policyBindings, mutatingPolicies(version), policies, parameters}
+}
+
 // prunePolicies removes the policies of this revision that an earlier installation had and this one has not, and those that all revisions
 // share: the last installation decides about these.
 func (i *Installer) prunePolicies(ctx context.Context, o Options, keep map[string]bool) error {
-	wanted := []kindRef{policyBindings, policies, parameters}
-	if version, err := i.mutatingVersion(); err != nil {
+	version, err := i.mutatingVersion()
+	if err != nil {
 		return err
-	} else if version != "" {
-		wanted = append(wanted, mutatingPolicyBindings(version), mutatingPolicies(version))
 	}
-	for _, kind := range wanted {
+	for _, kind := range policyKinds(version) {
 		if served, err := i.serves(kind); err != nil || !served {
 			if err != nil {
 				return err
