@@ -1,8 +1,10 @@
 package ads
 
 import (
+	"fmt"
 	"log/slog"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"weak"
 
@@ -78,7 +80,7 @@ func (c *views) acquire(v scope.View) *view {
 func (c *views) fill(e *view, v scope.View) {
 	c.cpu <- struct{}{}
 	defer func() { <-c.cpu }()
-	cfg, err := c.generate(v)
+	cfg, err := c.contained(v)
 	if err != nil {
 		e.err = err
 		c.log.Error("configuration of a view cannot be generated; its proxies keep what they have", "error", err)
@@ -94,6 +96,16 @@ func (c *views) fill(e *view, v scope.View) {
 		}
 		e.hosts[route] = c.tables.get(hosts, func() *session.Set { return c.set(session.VirtualHosts, hosts.All) })
 	}
+}
+
+// contained generates, and makes an error of a panic: what one object makes of one view must not end the control plane of all.
+func (c *views) contained(v scope.View) (cfg *xds.Config, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			cfg, err = nil, fmt.Errorf("panic: %v\n%s", cause, debug.Stack())
+		}
+	}()
+	return c.generate(v)
 }
 
 func (c *views) set(kind session.Kind, from []xds.Resource) *session.Set {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -181,13 +182,24 @@ func (b *Builder) ours(labels map[string]string) bool {
 	return !ok || rev == b.config.revision()
 }
 
+// lost reports whether something of the object could not be read, so that what is left may say less than was meant.
+func lost(r *Resource) bool {
+	return slices.ContainsFunc(r.Problems, func(p diag.Problem) bool {
+		return p.Code == diag.UnknownField || p.Code == diag.WrongForm || p.Code == diag.UnknownValue
+	})
+}
+
 func (b *Builder) asPolicy(o *unstructured.Unstructured, r *Resource) *PeerAuthentication {
 	if r == nil {
 		return nil
 	}
 	spec, ok := r.Spec.(*securityapi.PeerAuthentication)
-	if !ok {
-		return nil
+	if !ok || lost(r) { // what cannot be read may have been STRICT
+		spec = &securityapi.PeerAuthentication{Selector: spec.GetSelector(),
+			Mtls: &securityapi.PeerAuthentication_MutualTLS{Mode: securityapi.PeerAuthentication_MutualTLS_STRICT}}
+		r.Problems = append(r.Problems, diag.Problem{Code: diag.InvalidField, Severity: diag.Error, Object: r.Ref(),
+			Detail: "it cannot be carried out as a whole, so STRICT is in force for what it selects, for every port",
+			Hint:   "mend what the other problems of this object name, or delete it: kubectl -n " + r.Namespace + " delete peerauthentication " + r.Name})
 	}
 	typed := &securityv1.PeerAuthentication{ObjectMeta: metav1.ObjectMeta{
 		Namespace: r.Namespace, Name: r.Name, Generation: r.Generation, CreationTimestamp: o.GetCreationTimestamp(),
@@ -196,10 +208,16 @@ func (b *Builder) asPolicy(o *unstructured.Unstructured, r *Resource) *PeerAuthe
 	return projectPeerAuthentication(typed, "")
 }
 
+// isTrue reads an annotation as Istio does: 1, t, T, TRUE, true, True.
+func isTrue(text string) bool {
+	value, err := strconv.ParseBool(text)
+	return err == nil && value
+}
+
 func projectResource(i int, o *unstructured.Unstructured) *Resource {
 	r := &Resource{
 		Namespace: o.GetNamespace(), Name: o.GetName(), Generation: o.GetGeneration(), Created: o.GetCreationTimestamp().Unix(), kind: i,
-		DryRun: o.GetAnnotations()[annotation.IoIstioDryRun.Name] == "true",
+		DryRun: isTrue(o.GetAnnotations()[annotation.IoIstioDryRun.Name]),
 	}
 	if istioKinds[i].Kind == WorkloadEntries {
 		r.Labels = maps.Clone(o.GetLabels())

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/selvage-mesh/selvage/internal/index"
 )
@@ -58,6 +59,10 @@ func (f *Fetcher) get(ctx context.Context, uri string) (string, error) {
 		if errors.As(err, &wrapped) {
 			err = wrapped.Err
 		}
+		var connection *net.OpError // whose text has a port that is another each time: the same failure would be news
+		if errors.As(err, &connection) {
+			err = fmt.Errorf("%s: %w", connection.Op, connection.Err)
+		}
 		return "", err
 	}
 	defer answer.Body.Close()
@@ -67,6 +72,9 @@ func (f *Fetcher) get(ctx context.Context, uri string) (string, error) {
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxBytes+1))
 	if err == nil && len(body) > maxBytes {
 		err = fmt.Errorf("the answer is longer than %d bytes", maxBytes)
+	}
+	if err == nil && !utf8.Valid(body) { // no JSON is (RFC 8259), and no message to a proxy can carry it
+		err = errors.New("the answer is not in UTF-8")
 	}
 	return string(body), err
 }
@@ -99,11 +107,32 @@ func guarded() http.RoundTripper {
 }
 
 // metadata are addresses of clouds' metadata services that are not link-local.
-var metadata = []netip.Addr{netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192")}
+var metadata = []netip.Addr{netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"),
+	netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("168.63.129.16")}
+
+// translated are the prefixes of IPv6 addresses that lead to an IPv4 address, with where that stands in them: NAT64 (RFC 6052), 6to4
+// (RFC 3056), IPv4-compatible (RFC 4291).
+var translated = map[netip.Prefix]int{
+	netip.MustParsePrefix("64:ff9b::/96"): 12, netip.MustParsePrefix("2002::/16"): 2, netip.MustParsePrefix("::/96"): 12,
+}
+
+// embedded is the IPv4 address to which an address leads, or the address itself.
+func embedded(a netip.Addr) netip.Addr {
+	if !a.Is6() || a.IsLoopback() || a.IsUnspecified() {
+		return a
+	}
+	bytes := a.As16()
+	for prefix, at := range translated {
+		if prefix.Contains(a) {
+			return netip.AddrFrom4([4]byte(bytes[at : at+4]))
+		}
+	}
+	return a
+}
 
 // refuse says why an address is not asked. Services of the cluster and private networks are: issuers run there.
 func refuse(a netip.Addr) error {
-	a = a.Unmap()
+	a = embedded(a.Unmap())
 	kind := ""
 	switch {
 	case a.IsLoopback():

@@ -150,6 +150,10 @@ func (f *Fetcher) due(now time.Time) (uris []string, next time.Duration) {
 func (f *Fetcher) read(ctx context.Context, uri string) {
 	f.mu.Lock()
 	s := f.wanted[uri]
+	var timeout time.Duration
+	if s != nil {
+		timeout = s.timeout
+	}
 	f.mu.Unlock()
 	if s == nil {
 		return
@@ -159,7 +163,7 @@ func (f *Fetcher) read(ctx context.Context, uri string) {
 	case <-ctx.Done():
 		return
 	}
-	limited, cancel := context.WithTimeout(ctx, s.timeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	text, err := f.fetch(limited, uri)
 	cancel()
 	<-f.slots

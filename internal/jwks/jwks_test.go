@@ -100,10 +100,27 @@ func TestForbiddenAddresses(t *testing.T) {
 	for text, ok := range map[string]bool{
 		"169.254.169.254": false, "fe80::1": false, "fd00:ec2::254": false, "::ffff:169.254.169.254": false, "0.0.0.0": false, "::1": false,
 		"100.100.100.200": false, "224.0.0.1": false, "10.96.0.10": true, "192.0.2.7": true, "fd00::10": true,
+		"64:ff9b::a9fe:a9fe": false, "2002:a9fe:a9fe::1": false, "::a9fe:a9fe": false, "168.63.129.16": false, "fd20:ce::254": false,
+		"64:ff9b::c000:207": true,
 	} {
 		if err := refuse(netip.MustParseAddr(text)); (err == nil) != ok {
 			t.Errorf("%s: %v", text, err)
 		}
+	}
+}
+
+// roundTrip answers requests without a network.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// TestAnswerThatIsNoText: what a message to a proxy cannot carry is refused where it comes in.
+func TestAnswerThatIsNoText(t *testing.T) {
+	f, _ := start(t, roundTrip(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader("{\"keys\":[{\"kid\":\"\xff\"}]}"))}, nil
+	}))
+	if text, err := f.fetch(t.Context(), "https://issuer.example/keys"); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+		t.Errorf("%q, %v", text, err)
 	}
 }
 

@@ -419,3 +419,26 @@ func TestRootIsInEveryNamespace(t *testing.T) {
 func patchOf(observed admission.Configuration, root []byte) admission.Patch {
 	return admission.Plan([]admission.Configuration{observed}, admission.Want{Revision: observed.Labels["istio.io/rev"], Root: root}).Patches[0]
 }
+
+// await waits for an Event of that type and reason.
+func (r *recorder) await(t *testing.T, want string) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		r.mu.Lock()
+		if slices.Contains(r.reasons, want) {
+			r.mu.Unlock()
+			return
+		}
+		if r.more == nil {
+			r.more = make(chan struct{})
+		}
+		more := r.more
+		r.mu.Unlock()
+		select {
+		case <-more:
+		case <-deadline:
+			t.Fatalf("no Event %q", want)
+		}
+	}
+}

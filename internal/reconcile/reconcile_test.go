@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -215,29 +214,6 @@ func (r *recorder) Event(_ runtime.Object, eventtype, reason, message string) {
 	if r.more != nil {
 		close(r.more)
 		r.more = nil
-	}
-}
-
-// await waits for an Event of that type and reason.
-func (r *recorder) await(t *testing.T, want string) {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	for {
-		r.mu.Lock()
-		if slices.Contains(r.reasons, want) {
-			r.mu.Unlock()
-			return
-		}
-		if r.more == nil {
-			r.more = make(chan struct{})
-		}
-		more := r.more
-		r.mu.Unlock()
-		select {
-		case <-more:
-		case <-deadline:
-			t.Fatalf("no Event %q", want)
-		}
 	}
 }
 

@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"slices"
+
 	securityapi "istio.io/api/security/v1beta1"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -24,12 +26,18 @@ func authorizationPart(r *index.Resource, m *meshWide) *accessPart {
 	if readable {
 		p.problems = append(p.problems, refusedFields(p.object, spec)...)
 	}
-	if !part.nothing && (spec == nil || !r.Valid || p.failed) {
+	if !part.nothing && (spec == nil || !r.Valid || p.failed || unknownField(r)) {
 		part.policy = p.refusal(r, spec)
 		part.nothing = part.policy == nil
 	}
 	part.problems = p.problems
 	return part
+}
+
+// unknownField reports whether the object has a field that this version does not know. Whatever it says is lost, so what is left may
+// let through what the whole would not.
+func unknownField(r *index.Resource) bool {
+	return slices.ContainsFunc(r.Problems, func(p diag.Problem) bool { return p.Code == diag.UnknownField })
 }
 
 // refusal is the policy that takes the place of one that cannot be carried out; nil where that refuses nothing anyway.

@@ -9,27 +9,35 @@ import (
 	"math/big"
 	"slices"
 	"sync"
+	"unicode/utf8"
 )
 
 // key is what is looked at of a JSON web key (RFC 7518).
 type key struct {
-	Type      string `json:"kty"`
-	Algorithm string `json:"alg"`
-	Curve     string `json:"crv"`
-	N         string `json:"n"`
-	E         string `json:"e"`
-	X         string `json:"x"`
-	Y         string `json:"y"`
-	K         string `json:"k"`
+	Type, Algorithm, Curve string
+	N, E, X, Y, K          string
+}
+
+// keyOf reads a key by its exact names, as Envoy does; encoding/json would take any case into a struct.
+func keyOf(members map[string]json.RawMessage) key {
+	text := func(name string) (s string) {
+		if json.Unmarshal(members[name], &s) != nil {
+			return ""
+		}
+		return s
+	}
+	return key{Type: text("kty"), Algorithm: text("alg"), Curve: text("crv"), N: text("n"), E: text("e"), X: text("x"), Y: text("y"), K: text("k")}
 }
 
 // isKeySet reports whether a text is a JSON web key set that Envoy takes: one with a key that can be used. Envoy refuses a listener
 // as a whole whose set has none, and passes over single keys that it cannot use.
 func isKeySet(text string) bool {
-	var set struct {
-		Keys []key `json:"keys"`
+	var set map[string]json.RawMessage
+	var keys []map[string]json.RawMessage
+	if !utf8.ValidString(text) || json.Unmarshal([]byte(text), &set) != nil || json.Unmarshal(set["keys"], &keys) != nil {
+		return false
 	}
-	return json.Unmarshal([]byte(text), &set) == nil && slices.ContainsFunc(set.Keys, key.usable)
+	return slices.ContainsFunc(keys, func(members map[string]json.RawMessage) bool { return keyOf(members).usable() })
 }
 
 var (

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
 	securityapi "istio.io/api/security/v1beta1"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
@@ -12,14 +13,17 @@ import (
 	"github.com/selvage-mesh/selvage/internal/mesh"
 )
 
-// tokenPart translates one RequestAuthentication. Of one that cannot be read nothing is known, and nothing is done: what a token
-// may do is a policy's to say, and without a checked token no policy that wants one lets anything through.
+// tokenPart translates one RequestAuthentication. Of one that cannot be read, nobody can tell whose tokens would be checked, and who
+// takes a token for good because the mesh checks it must not be given one that is not: everything is refused in its namespace.
 func tokenPart(r *index.Resource, m *meshWide) *accessPart {
 	part := &accessPart{source: r}
 	p := &policyReader{reader: reader{object: r.Ref()}, namespace: r.Namespace, mesh: m}
 	spec, ok := r.Spec.(*securityapi.RequestAuthentication)
 	if !ok || spec == nil {
-		part.nothing = true
+		p.add(diag.InvalidField, diag.Error, "", "it cannot be read, so all requests are refused to every workload of its namespace, because nobody can tell whose tokens are to be checked",
+			"mend what the other problems of this object name, or delete it: kubectl -n "+r.Namespace+" delete requestauthentication "+r.Name)
+		part.policy = &mesh.AccessPolicy{Namespace: r.Namespace, Name: r.Name, Action: mesh.ActionDeny, Rules: []mesh.AccessRule{{}}, Ref: r.Ref()}
+		part.problems = p.problems
 		return part
 	}
 	part.selector, part.nothing = selectorOf(spec.GetSelector(), spec.GetTargetRef(), spec.GetTargetRefs())
@@ -38,11 +42,26 @@ func (p *policyReader) token(field string, rule *securityapi.JWTRule) *mesh.Toke
 	}
 	// A scope is a list with spaces between its items (RFC 8693): policies ask for one of them.
 	t.Lists = slices.Compact(slices.Sorted(slices.Values(append([]string{"permission", "scope"}, rule.GetSpaceDelimitedClaims()...))))
-	for _, h := range rule.GetFromHeaders() {
-		t.Headers = append(t.Headers, mesh.TokenHeader{Name: h.GetName(), Prefix: h.GetPrefix()})
+	// Envoy refuses a listener as a whole for a header's name that cannot be one, and no request can have such a header.
+	impossible := func(field, name string) bool {
+		if httpguts.ValidHeaderFieldName(name) {
+			return false
+		}
+		p.add(diag.InvalidField, diag.Error, field, quoted(name)+" is no name of a header, so it is left out", "write a header's name, such as x-token")
+		return true
 	}
-	for _, c := range rule.GetOutputClaimToHeaders() {
-		t.ClaimHeaders = append(t.ClaimHeaders, mesh.ClaimHeader{Header: c.GetHeader(), Claim: c.GetClaim()})
+	for i, h := range rule.GetFromHeaders() {
+		if !impossible(at(field+".fromHeaders", i)+".name", h.GetName()) && httpguts.ValidHeaderFieldValue(h.GetPrefix()) {
+			t.Headers = append(t.Headers, mesh.TokenHeader{Name: h.GetName(), Prefix: h.GetPrefix()})
+		}
+	}
+	for i, c := range rule.GetOutputClaimToHeaders() {
+		if !impossible(at(field+".outputClaimToHeaders", i)+".header", c.GetHeader()) && c.GetClaim() != "" {
+			t.ClaimHeaders = append(t.ClaimHeaders, mesh.ClaimHeader{Header: c.GetHeader(), Claim: c.GetClaim()})
+		}
+	}
+	if t.PayloadHeader != "" && impossible(field+".outputPayloadToHeader", t.PayloadHeader) {
+		t.PayloadHeader = ""
 	}
 	if t.Issuer == "" {
 		p.fail(diag.InvalidField, field+".issuer", "it is missing", "name the issuer, as the claim iss of its tokens does")
