@@ -46,16 +46,17 @@ func (a *Authority) createRoot(ctx context.Context) (*pki.Issuer, error) {
 			}
 		}
 	}
+	// Before a key is made, which takes time: another replica's first root, distributed meanwhile, is no former one.
+	former, err := a.formerRoots(ctx)
+	if err != nil {
+		return nil, err
+	}
 	issuer, err := pki.NewRootOf(a.config.Key, a.config.TrustDomain, time.Now())
 	if err != nil {
 		return nil, err
 	}
 	issuer = issuer.ServingWith(a.config.Key)
-	former, err := a.formerRoots(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if broken != nil || len(former) == 0 { // a record that nobody can read is not written over: what is in it stays trusted by itself
+	if broken != nil || len(former) == 0 { // a record that nobody can read is not written over: what is in it, and former, are trusted at a start
 		return issuer, a.storeRoot(ctx, issuer, "RootMade", "the mesh has a root: "+rootName(issuer.Root()))
 	}
 	lost := begin(trust.Sign, nil, issuer, time.Now())
@@ -65,7 +66,7 @@ func (a *Authority) createRoot(ctx context.Context) (*pki.Issuer, error) {
 	}
 	if record != nil {
 		lost.version = record.version
-		lost.others, _ = pki.MergeRoots(lost.others, record.toRoots, record.others) // all were read before
+		lost.others, _ = pki.MergeRoots(lost.others, record.fromRoots(), record.toRoots, record.others) // all were read before
 	}
 	// The record first: whoever comes after a process that ends here makes no second root, but stores this one.
 	if err := a.writeRotation(ctx, lost); err != nil {

@@ -142,13 +142,19 @@ func TestARootLostWhileItChangesIsPutBack(t *testing.T) {
 // of the record is garbled; a person is told what to do, and doing that ends the change without forgetting a root.
 func TestAGarbledRecordForgetsNoRoot(t *testing.T) {
 	for _, stage := range []trust.Stage{trust.Distribute, trust.Sign} {
-		for _, key := range []string{stageKey, sinceKey, toKey, toRootsKey, fromPrefix + certKey, fromPrefix + keyKey, fromPrefix + rootsKey} {
+		for _, key := range []string{stageKey, sinceKey, toKey, toRootsKey, fromPrefix + certKey, fromPrefix + keyKey, fromPrefix + rootsKey, pairGone, allGone} {
 			t.Run(string(stage)+" "+key, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) { garbled(t, stage, key) })
 			})
 		}
 	}
 }
+
+// Ways to garble a record that are not about one key.
+const (
+	pairGone = fromPrefix + "pair" // the former authority's certificate and key are taken out
+	allGone  = "nothing is left"
+)
 
 func garbled(t *testing.T, stage trust.Stage, key string) {
 	m := newMesh(t)
@@ -169,9 +175,17 @@ func garbled(t *testing.T, stage trust.Stage, key string) {
 	if got := string(record.Data[stageKey]); got != string(stage) {
 		t.Fatalf("stage %s", got)
 	}
-	record.Data[key] = []byte("garbage")
-	if key == toKey {
+	switch key {
+	case toKey:
 		record.Data[key] = nil
+	case pairGone:
+		delete(record.Data, fromPrefix+certKey)
+		delete(record.Data, fromPrefix+keyKey)
+	case allGone:
+		record.Data = nil
+		m.distribute(m.a.RootPEM())
+	default:
+		record.Data[key] = []byte("garbage")
 	}
 	must(secrets.Update(t.Context(), record, metav1.UpdateOptions{}))(t)
 	m.start()
@@ -183,7 +197,11 @@ func garbled(t *testing.T, stage trust.Stage, key string) {
 		}
 	}
 	trusts()
-	m.hasProblem(diag.InvalidRoot, strings.Split(key, "-")[0], "stays trusted: root CN=Selvage root", "kubectl -n istio-system delete secret selvage-root-rotation")
+	words := []string{strings.Split(key, "-")[0], "stays trusted: root CN=Selvage root"}
+	if key == allGone { // what is trusted is known from elsewhere
+		words = []string{stageKey, toKey}
+	}
+	m.hasProblem(diag.InvalidRoot, append(words, "kubectl -n istio-system delete secret selvage-root-rotation")...)
 	kept := must(secrets.Get(t.Context(), rotationName, metav1.GetOptions{}))(t)
 	if !bytes.Equal(kept.Data[fromPrefix+keyKey], record.Data[fromPrefix+keyKey]) {
 		t.Error("the record was written over")

@@ -74,6 +74,9 @@ func decodeRotation(secret *corev1.Secret) (r *rotation, wrong []string) {
 	say(othersKey, err)
 	r.from, err = decodeIssuer(data, fromPrefix)
 	say(fromPrefix+"*", err)
+	if err == nil && r.from == nil && len(r.others) == 0 && (r.stage == trust.Distribute || r.stage == trust.Sign) {
+		say(fromPrefix+"*", errors.New("empty, and there are no other roots: which root was trusted before is lost"))
+	}
 	r.next, err = decodeIssuer(data, nextPrefix)
 	say(nextPrefix+"*", err)
 	return r, wrong
@@ -95,7 +98,7 @@ func salvage(r *rotation, data map[string][]byte) *rotation {
 }
 
 func decodeIssuer(data map[string][]byte, prefix string) (*pki.Issuer, error) {
-	if len(data[prefix+certKey])+len(data[prefix+keyKey]) == 0 {
+	if len(data[prefix+certKey])+len(data[prefix+keyKey])+len(data[prefix+chainKey])+len(data[prefix+rootsKey]) == 0 {
 		return nil, nil //nolint:nilnil // none
 	}
 	return pki.ParsePlugged(pki.Plugged{

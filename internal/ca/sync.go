@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"time"
 
@@ -79,7 +80,11 @@ func (a *Authority) syncOnce(ctx context.Context) (*diag.Problem, error) {
 		if broken == nil || a.root.Load() != nil {
 			return problem, nil // what is in memory is what everybody trusts
 		}
-		return problem, a.adoptRest(now.source, broken.rest)
+		former, err := a.formerRoots(ctx)
+		if err != nil {
+			return problem, err
+		}
+		return problem, a.adoptRest(now.source, broken.rest, former)
 	}
 	a.setProblem(rotationName, nil)
 	if next := change(a.root.Load(), record, now.source, time.Now()); next != nil {
@@ -115,9 +120,13 @@ func changesMessage(r *rotation) string {
 	return "the new root " + r.to + " " + what + "; `selvage ca status` shows how far it is"
 }
 
-// adoptRest brings into force what is left of a record that is garbled, at a start. The leader does not know of it, so nothing goes on
-// before a person has mended the record or deleted it.
-func (a *Authority) adoptRest(source *pki.Issuer, rest *rotation) error {
+// adoptRest brings into force what is left of a record that is garbled, at a start, with the roots that workloads were told to trust
+// before: a record that was emptied names none. The leader does not know of it, so nothing goes on before a person has mended the
+// record or deleted it.
+func (a *Authority) adoptRest(source *pki.Issuer, rest *rotation, former []*x509.Certificate) error {
+	for _, cert := range former {
+		rest.others = append(rest.others, pki.EncodeCertificate(cert)...)
+	}
 	issuer, err := effective(source, rest)
 	if err == nil && issuer != nil {
 		a.adopt(issuer, rest.stage)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/selvage-mesh/selvage/internal/install"
@@ -23,6 +24,9 @@ const keeperGone = 30 * time.Second
 // readKeeper reads the lease.
 func readKeeper(ctx context.Context, c *connection) (k keeper) {
 	lease, err := c.kubernetes.CoordinationV1().Leases(install.Namespace).Get(ctx, install.RootsLease, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) { // nobody ever had it, or it went with the installation
+		return k
+	}
 	if err != nil {
 		k.Unknown = err.Error()
 		return k

@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/selvage-mesh/selvage/internal/diag"
 	"github.com/selvage-mesh/selvage/internal/ref"
@@ -96,7 +95,7 @@ func (l *rootLoop) failed(namespace string, err error) {
 		p.Hint = "it is tried again until it succeeds"
 	}
 	tell := l.failing.set(namespace, &p)
-	if apierrors.IsInvalid(err) || tell {
+	if tell {
 		l.config.Log.Error("root certificate cannot be written, it is tried again", "problem", p.String(), "error", err)
 	}
 	if tell && l.config.Events != nil {
