@@ -119,7 +119,8 @@ func (r *Rotation) step(ctx context.Context, s state) error {
 	if held == nil {
 		return r.reportNothing(ctx, s) // nothing signs yet
 	}
-	if r.board.live == nil {
+	// What signs is known a moment before the record is: a change under way must not pass for none.
+	if r.board.live == nil && (s.record != nil || held.stage == trust.Stable) {
 		r.board.live = map[string]struct{}{}
 		if s.record != nil {
 			r.board.left = time.Now() // who led before may have ended

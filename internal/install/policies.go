@@ -42,13 +42,18 @@ func (o Options) served(u *unstructured.Unstructured) *unstructured.Unstructured
 }
 
 // policyAccess lets the control plane keep its parameters: these objects, which an installation makes where they are wanted, and no other.
-// It can neither make one nor change what a policy does. The names of injection are among them where there is none of that: what may
+// It can neither make one nor change what a policy does. Where no policy injects it may look for that parameter all the same: what may
 // not be looked for cannot be told from what is not there.
 func (o Options) policyAccess() []runtime.Object {
-	names := []string{policy.HeldName(o.revision()), policy.MeshedName(o.revision()), policy.RevisionsName,
-		policy.InjectionName(o.revision()), policy.TrialName(o.revision())}
+	names := []string{policy.HeldName(o.revision()), policy.MeshedName(o.revision()), policy.RevisionsName}
+	if o.Injection == ByPolicy {
+		names = append(names, policy.InjectionName(o.revision()), policy.TrialName(o.revision()))
+	}
 	grants := []grant{{"what the API server puts into webhooks and pods, and what the guards look at", policy.ParameterKind.Group, policy.ParameterResource.Resource,
 		strings.Join(names, " "), "get watch patch"}}
+	if o.Injection != ByPolicy {
+		grants = append(grants, grant{"whether a policy injects", policy.ParameterKind.Group, policy.ParameterResource.Resource, policy.InjectionName(o.revision()), "get"})
+	}
 	name := o.clusterRole() + "-policies"
 	return []runtime.Object{
 		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: o.clusterMeta(name), Rules: rules(grants)},
