@@ -53,6 +53,11 @@ func (p *policyReader) refusal(r *index.Resource, spec *securityapi.Authorizatio
 	}
 	p.add(diag.InvalidField, diag.Error, "", "it cannot be carried out as a whole, so all requests are refused to "+selected, hint+", or delete it: kubectl -n "+r.Namespace+
 		" delete authorizationpolicy "+r.Name)
+	return refuseAll(r)
+}
+
+// refuseAll is the policy in the name of an object that refuses every request.
+func refuseAll(r *index.Resource) *mesh.AccessPolicy {
 	return &mesh.AccessPolicy{Namespace: r.Namespace, Name: r.Name, Action: mesh.ActionDeny, Rules: []mesh.AccessRule{{}}, Ref: r.Ref()}
 }
 

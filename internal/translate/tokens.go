@@ -22,7 +22,7 @@ func tokenPart(r *index.Resource, m *meshWide) *accessPart {
 	if !ok || spec == nil {
 		p.add(diag.InvalidField, diag.Error, "", "it cannot be read, so all requests are refused to every workload of its namespace, because nobody can tell whose tokens are to be checked",
 			"mend what the other problems of this object name, or delete it: kubectl -n "+r.Namespace+" delete requestauthentication "+r.Name)
-		part.policy = &mesh.AccessPolicy{Namespace: r.Namespace, Name: r.Name, Action: mesh.ActionDeny, Rules: []mesh.AccessRule{{}}, Ref: r.Ref()}
+		part.policy = refuseAll(r)
 		part.problems = p.problems
 		return part
 	}
